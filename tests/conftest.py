@@ -1,0 +1,40 @@
+"""Strict settings for every test: no silent broadcasting of ranks, no silent promotion of dtypes."""
+
+import jax
+import pytest
+import tiny
+from jax.experimental.compilation_cache import compilation_cache
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_threefry_partitionable", True)
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory):
+    """Paths of a tiny pair of models; the package keeps what it caches beside them."""
+    files = tiny.write(tmp_path_factory.mktemp("tiny"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CASCADES_CACHE", files.home)
+        yield files
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tiny_files):
+    """Lets launches of a module that need the same program share it; leaves jax's cache as it was."""
+    before = {name: jax.config.values[name] for name in tiny.CACHING}
+    for name, value in tiny.CACHING.items():
+        jax.config.update(name, f"{tiny_files.home}/compiled" if name.endswith("dir") else value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def standard_promotion():
+    """Lifts the strict dtypes for a test that steps an optax optimizer: Adam raises a float to an int32 step."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
