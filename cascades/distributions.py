@@ -1,0 +1,132 @@
+"""From logits to the distributions that are sampled: temperature, top-k, top-p, min-p; distances; seeded draws.
+
+Everything here is float32 and made of elementwise operations and reductions over the vocabulary (no sort, no
+cumulative sum), so a sharded vocabulary needs no gather. Sampling parameters are traced and differ per row.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cascades.typing import Array, Bool, Float, Int, Key
+
+_ONE = 0x3F800000  # the bits of 1.0f: floats in [0, 1] are ordered as their bits are
+
+
+class Sampling(NamedTuple):
+    """How a row is sampled; every field has the shape of the leading axes of the logits.
+
+    temperature: 0 is greedy. top_k: int32, 0 is off. top_p: 1 is off. min_p: 0 is off.
+    """
+
+    temperature: Float[Array, "*b"]
+    top_k: Int[Array, "*b"]
+    top_p: Float[Array, "*b"]
+    min_p: Float[Array, "*b"]
+
+
+class Purpose(IntEnum):
+    """What a random number is for: one stream per request, absolute position and purpose."""
+
+    DRAFT = 0
+    ACCEPT = 1
+    TOKEN = 2
+
+
+def softmax(logits: Float[Array, "*b v"]) -> Float[Array, "*b v"]:
+    """Returns the raw distribution (temperature 1, nothing cut off)."""
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+
+def scaled(logits: Float[Array, "*b v"], sampling: Sampling) -> Float[Array, "*b v"]:
+    """Returns the distribution that is sampled: temperature, then top-k, top-p of what is left, min-p.
+
+    At temperature 0 it is one-hot at the first largest logit. A cut keeps every token that ties with the last one
+    kept, so the result does not depend on the order of the vocabulary.
+    """
+    logits = logits.astype(jnp.float32)
+    greedy = sampling.temperature <= 0
+    temperature = jnp.where(greedy, 1.0, sampling.temperature)
+    probs = softmax(logits / temperature[..., None])
+    cut = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
+    cut &= ~greedy
+    probs = lax.cond(jnp.any(cut), lambda x: jnp.where(cut[..., None], _truncate(x, sampling), x), lambda x: x, probs)
+    one_hot = _iota(probs) == jnp.argmax(logits, axis=-1, keepdims=True).astype(jnp.int32)
+    return jnp.where(greedy[..., None], one_hot.astype(jnp.float32), probs)
+
+
+def entropy(probs: Float[Array, "*b v"]) -> Float[Array, "*b"]:
+    """Returns the entropy in nats."""
+    return -jnp.sum(jnp.where(probs > 0, probs * jnp.log(jnp.where(probs > 0, probs, 1.0)), 0.0), axis=-1)
+
+
+def total_variation(a: Float[Array, "*b v"], b: Float[Array, "*b v"]) -> Float[Array, "*b"]:
+    """Returns D_TV(a, b) = sum_v max(0, a - b)."""
+    return jnp.sum(jnp.maximum(a - b, 0.0), axis=-1)
+
+
+def at(values: Float[Array, "*b v"], tokens: Int[Array, "*b"]) -> Float[Array, "*b"]:
+    """Returns `values[…, tokens]` as a masked sum, which fuses with its producer and needs no gather of a shard."""
+    return jnp.sum(jnp.where(_iota(values) == tokens[..., None], values, 0.0), axis=-1)
+
+
+def stream(keys: Key[Array, " b"], positions: Int[Array, "b *s"], purpose: Purpose) -> Key[Array, "b *s"]:
+    """Returns the key of each (request, absolute position, purpose)."""
+
+    def one(key, position):
+        return jax.random.fold_in(jax.random.fold_in(key, position), int(purpose))
+
+    row = jax.vmap(one, in_axes=(None, 0)) if positions.ndim == 2 else one
+    return jax.vmap(row)(keys, positions)
+
+
+def uniform(keys: Key[Array, "*b"]) -> Float[Array, "*b"]:
+    """Draws one number in [0, 1) per key."""
+    return jax.vmap(jax.random.uniform)(keys.reshape(-1)).reshape(keys.shape)
+
+
+def gumbel(keys: Key[Array, "*b"], size: int) -> Float[Array, "*b v"]:
+    """Draws a vector of `size` standard Gumbel numbers per key."""
+    draws = jax.vmap(lambda key: jax.random.gumbel(key, (size,), jnp.float32))(keys.reshape(-1))
+    return draws.reshape(*keys.shape, size)
+
+
+def pick(probs: Float[Array, "*b v"], noise: Float[Array, "*b v"]) -> Int[Array, "*b"]:
+    """Returns argmax(log probs + noise): a sample from `probs` if `noise` is Gumbel (the Gumbel-max trick)."""
+    return jnp.argmax(jnp.log(probs) + noise, axis=-1).astype(jnp.int32)
+
+
+def _truncate(probs: Float[Array, "*b v"], sampling: Sampling) -> Float[Array, "*b v"]:
+    size = probs.shape[-1]
+    wanted = jnp.where(sampling.top_k > 0, jnp.minimum(sampling.top_k, size), size).astype(jnp.float32)
+    probs = _keep_largest(probs, jnp.ones_like(probs), wanted)
+    probs = _keep_largest(probs, probs, sampling.top_p * jnp.sum(probs, axis=-1))
+    floor = sampling.min_p * jnp.max(probs, axis=-1)
+    kept = jnp.where(probs >= floor[..., None], probs, 0.0)
+    return kept / jnp.sum(kept, axis=-1, keepdims=True)
+
+
+def _keep_largest(probs: Array, weights: Array, wanted: Array) -> Array:
+    """Keeps the largest entries, as few as give `wanted` in summed weight, and all that tie with the last."""
+    bits = lax.bitcast_convert_type(probs, jnp.int32)
+
+    def enough(threshold: Array) -> Bool[Array, "*b"]:
+        return jnp.sum(jnp.where(bits >= threshold[..., None], weights, 0.0), axis=-1) >= wanted
+
+    def halve(_, bounds):
+        low, high = bounds  # enough(low) holds, or low is 0; enough(high + 1) does not
+        middle = low + (high - low + 1) // 2
+        ok = enough(middle)
+        return jnp.where(ok, middle, low), jnp.where(ok, high, middle - 1)
+
+    start = jnp.zeros(wanted.shape, jnp.int32), jnp.full(wanted.shape, _ONE, jnp.int32)
+    threshold, _ = lax.fori_loop(0, 30, halve, start)
+    threshold = jnp.minimum(threshold, jnp.max(bits, axis=-1))  # never nothing, though 0 was wanted
+    return jnp.where(bits >= threshold[..., None], probs, 0.0)
+
+
+def _iota(values: Array) -> Array:
+    return lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)

@@ -1,0 +1,137 @@
+"""One block of drafts: which are accepted, and what is emitted at the first that is not.
+
+No models, no loops, no rule names. The law of every emitted token, given its prefix, is exactly the target `pi`
+(method: Leviathan et al. 2023 for `maximal`; Daliri, Musco, Suresh, arXiv 2408.07978 for `gumbel`).
+"""
+
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+
+from cascades.distributions import Sampling, at, gumbel, pick, scaled, softmax, total_variation, uniform
+from cascades.rules import Pair, Rule
+from cascades.typing import Array, Bool, Float, Int, Key
+
+Coupling = Literal["maximal", "gumbel"]
+Bonus = Literal["verifier", "target"]
+
+
+class Block(NamedTuple):
+    """What became of a block of `k` draft positions.
+
+    accepted: int32 `[b]`, leading drafts that were kept; at most the row's draft length.
+    token: int32 `[b]`, the token emitted behind them: a correction, or the bonus if all were kept.
+    lossless: `[b, k]`, whether lossless decoding with the same random numbers would have kept the draft.
+    expected: `[b, k]`, acceptance probability of the position before the draft is drawn, 1 - D_TV(pi, q).
+    defer: `[b, k]`, the rule's share for the verifier.
+    log_p: `[b, k + 1]`, the verifier's raw log-probability of each draft; of `token` at the last index.
+    """
+
+    accepted: Int[Array, " b"]
+    token: Int[Array, " b"]
+    lossless: Bool[Array, "b k"]
+    expected: Float[Array, "b k"]
+    defer: Float[Array, "b k"]
+    log_p: Float[Array, "b m"]
+
+
+class Keys(NamedTuple):
+    """The random streams of a block, one key per position `n, n + 1, …` of each row.
+
+    accept: `[b, k]`, for the acceptance test. token: `[b, k + 1]`, for what is emitted.
+    """
+
+    accept: Key[Array, "b k"]
+    token: Key[Array, "b m"]
+
+
+def residual(pi: Float[Array, "*b v"], q: Float[Array, "*b v"]) -> Float[Array, "*b v"]:
+    """Returns norm(max(0, pi - q)), and pi where that is numerically empty (rejection then has probability 0)."""
+    rest = jnp.maximum(pi - q, 0.0)
+    mass = jnp.sum(rest, axis=-1, keepdims=True)
+    return jnp.where(mass > 0, rest / jnp.where(mass > 0, mass, 1.0), pi)
+
+
+def acceptance(pi: Float[Array, "*b"], q: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Returns min(1, pi / q) of a drafted token; q is positive, since the token was drawn from it."""
+    return jnp.minimum(1.0, pi / jnp.where(q > 0, q, 1.0))
+
+
+def pair_of(q_logits: Float[Array, "*b v"], p_logits: Float[Array, "*b v"], sampling: Sampling) -> Pair:
+    """Returns the raw and scaled distributions of both models."""
+    return Pair(softmax(q_logits), softmax(p_logits), scaled(q_logits, sampling), scaled(p_logits, sampling))
+
+
+def judge(
+    drafts: Int[Array, "b k"],
+    lengths: Int[Array, " b"],
+    q_logits: Float[Array, "b m u"],
+    p_logits: Float[Array, "b m v"],
+    keys: Keys,
+    rule: Rule,
+    alpha: Float[Array, " b"],
+    sampling: Sampling,
+    coupling: Coupling,
+    bonus: Bonus,
+) -> Block:
+    """Decides a block.
+
+    Args:
+      drafts: int32 `[b, k]`; behind `lengths[b]` they are padding.
+      lengths: int32 `[b]`, drafts of each row, 0 to k.
+      q_logits: the drafter's raw logits at the k positions, and at k + 1 (read with `bonus='target'` only). `u` is v,
+        but where none of them is read (k = 0 and `bonus='verifier'`).
+      p_logits: the verifier's, `[b, k + 1, v]`.
+      keys: see `Keys`.
+      rule, alpha: the deferral rule and its threshold per row.
+      sampling: per row.
+      coupling: how draft and target are coupled. bonus: what law the token behind a kept block follows.
+
+    The target is evaluated as scalars per position (they fuse into reductions), and whole only where the row's
+    block ends.
+    """
+    count = drafts.shape[1]
+    ends = lengths
+    lossless = jnp.zeros(drafts.shape, bool)
+    expected = jnp.zeros(drafts.shape, jnp.float32)
+    defer = jnp.zeros(drafts.shape, jnp.float32)
+    log_p = jnp.zeros(drafts.shape, jnp.float32)
+    if count:
+        wide = _broadcast(sampling, count)
+        pair = pair_of(q_logits[:, :count], p_logits[:, :count], wide)
+        pi, defer = rule(pair, jnp.broadcast_to(alpha[:, None], drafts.shape))
+        expected = 1.0 - total_variation(pi, pair.q)
+        log_p = jnp.log(at(pair.p_raw, drafts))
+        if coupling == "maximal":
+            q_x = at(pair.q, drafts)
+            u = uniform(keys.accept)
+            kept = u < acceptance(at(pi, drafts), q_x)
+            lossless = u < acceptance(at(pair.p, drafts), q_x)
+        else:
+            noise = gumbel(keys.token[:, :count], pi.shape[-1])
+            kept = pick(pi, noise) == drafts
+            lossless = pick(pair.p, noise) == drafts
+        kept &= jnp.arange(count, dtype=jnp.int32)[None, :] < lengths[:, None]
+        ends = jnp.sum(jnp.cumprod(kept.astype(jnp.int32), axis=1), axis=1).astype(jnp.int32)
+
+    p_end = _row(p_logits, ends)
+    p_raw, p = softmax(p_end), scaled(p_end, sampling)
+    law = p
+    if count or bonus == "target":
+        q_end = _row(q_logits, ends)
+        pair = Pair(softmax(q_end), p_raw, scaled(q_end, sampling), p)
+        pi = rule(pair, alpha).pi
+        correction = residual(pi, pair.q) if coupling == "maximal" else pi
+        law = jnp.where((ends < lengths)[:, None], correction, p if bonus == "verifier" else pi)
+    end_keys = jnp.take_along_axis(keys.token, ends[:, None], axis=1)[:, 0]
+    token = pick(law, gumbel(end_keys, law.shape[-1]))
+    log_p = jnp.concatenate([log_p, jnp.log(at(p_raw, token))[:, None]], axis=1)
+    return Block(ends, token, lossless, expected, defer, log_p)
+
+
+def _row(logits: Float[Array, "b m v"], index: Int[Array, " b"]) -> Float[Array, "b v"]:
+    return jnp.take_along_axis(logits, index[:, None, None], axis=1)[:, 0]
+
+
+def _broadcast(sampling: Sampling, count: int) -> Sampling:
+    return Sampling(*(jnp.broadcast_to(x[:, None], (x.shape[0], count)) for x in sampling))

@@ -1,0 +1,63 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cascades import cache as caches
+
+BATCH, HEADS, SLOTS, SIZE = 4, 2, 6, 3
+
+
+def numbers(tokens, start):
+    """`[BATCH, HEADS, tokens, SIZE]`, every entry different."""
+    count = BATCH * HEADS * tokens * SIZE
+    return jnp.arange(start, start + count, dtype=jnp.float32).reshape(BATCH, HEADS, tokens, SIZE)
+
+
+def test_append_writes_at_each_rows_own_offset():
+    buffer, new = -numbers(SLOTS, 1), numbers(2, 1000)
+    offsets = [0, 3, 1, 4]
+    expected = np.array(buffer)
+    for row, offset in enumerate(offsets):
+        expected[row, :, offset : offset + 2] = new[row]
+    np.testing.assert_array_equal(caches.append(buffer, new, jnp.asarray(offsets, jnp.int32)), expected)
+
+
+def test_append_drops_what_falls_behind_the_end():
+    # A dynamic_update_slice would move the write back to the last slots that fit and destroy valid entries.
+    buffer, new = -numbers(SLOTS, 1), numbers(3, 1000)
+    offsets = [4, 5, 6, 60]
+    expected = np.array(buffer)
+    expected[0, :, 4:] = new[0, :, :2]
+    expected[1, :, 5:] = new[1, :, :1]
+    np.testing.assert_array_equal(caches.append(buffer, new, jnp.asarray(offsets, jnp.int32)), expected)
+
+
+def test_append_keeps_the_buffers_dtype():
+    buffer = numbers(SLOTS, 0).astype(jnp.bfloat16)
+    assert caches.append(buffer, numbers(1, 0), jnp.zeros((BATCH,), jnp.int32)).dtype == jnp.bfloat16
+    assert caches.fill(buffer, numbers(1, 0)).dtype == jnp.bfloat16
+
+
+def test_rewind_then_append_overwrites():
+    cache = caches.init(BATCH, SLOTS, layers=1, heads=HEADS, head_dim=SIZE, dtype=jnp.float32)
+    first, second = numbers(4, 1), numbers(2, 1000)
+    cache = cache._replace(keys=(caches.fill(cache.keys[0], first),), length=cache.length + 4)
+    kept = jnp.asarray([4, 3, 2, 0], jnp.int32)
+    cache = caches.rewind(cache, kept)
+    buffer = caches.append(cache.keys[0], second, cache.length)
+    for row, length in enumerate([4, 3, 2, 0]):
+        np.testing.assert_array_equal(buffer[row, :, :length], first[row, :, :length])
+        np.testing.assert_array_equal(buffer[row, :, length : length + 2], second[row])
+
+
+def test_insert_and_clear_touch_one_row():
+    full = caches.KVCache((numbers(SLOTS, 1), numbers(SLOTS, 500)), (numbers(SLOTS, 1000),) * 2, jnp.arange(1, 5))
+    full = full._replace(length=full.length.astype(jnp.int32))
+    row = jax.tree.map(lambda x: -x[2:3], full)
+    changed = jax.jit(caches.insert)(full, row, jnp.int32(1))
+    for new, old, put in zip(*(jax.tree.leaves(x) for x in (changed, full, row)), strict=True):
+        np.testing.assert_array_equal(new[1:2], put)
+        np.testing.assert_array_equal(np.delete(new, 1, axis=0), np.delete(old, 1, axis=0))
+    cleared = caches.clear(full, jnp.int32(3))
+    np.testing.assert_array_equal(cleared.length, [1, 2, 3, 0])
+    np.testing.assert_array_equal(cleared.keys[0], full.keys[0])

@@ -1,0 +1,252 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cascades import lookahead
+from cascades.errors import UserError
+from cascades.lookahead import Drafted, Verdict, given_costs
+
+ROUNDS = 300
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def simulate(controller, costs, accept, tops, key, rounds=ROUNDS):
+    """Runs rounds of a row each, with no models: a position is of a random kind, accepted with its own probability.
+
+    Args:
+      accept: `[rounds, b, kinds]`, acceptance of each kind. tops: `[b, kinds]`, how sure the drafter is there.
+
+    Returns:
+      For each round and row: drafts verified, drafter steps, tokens emitted, time.
+    """
+    rows, k_max = tops.shape[0], costs.verify.shape[0] - 1
+    column = jnp.arange(k_max, dtype=jnp.int32)[None, :]
+
+    def one(state, now):
+        key, accept = now
+        state, length = controller.propose(state)
+        length = jnp.clip(length, 0, k_max)
+        first, second = jax.random.split(key)
+        kind = jax.random.randint(first, (rows, k_max), 0, tops.shape[1])
+        rate, top = (jnp.take_along_axis(x, kind, axis=1) for x in (accept, tops))
+        steps = jnp.zeros((rows,), jnp.int32)
+        for i in range(k_max):
+            drafting = i < length
+            state, keep, more = controller.step(state, Drafted(jnp.int32(i), top[:, i], top[:, i], drafting))
+            steps = steps + drafting.astype(jnp.int32)
+            length = jnp.where(drafting & ~more, jnp.where(keep, i + 1, i), length).astype(jnp.int32)
+        within = column < length[:, None]
+        kept = (jax.random.uniform(second, (rows, k_max)) < rate) & within
+        accepted = jnp.sum(jnp.cumprod(kept.astype(jnp.int32), axis=1), axis=1).astype(jnp.int32)
+        decided = (column <= accepted[:, None]) & within
+        state = controller.update(state, Verdict(steps, length, accepted, rate, decided, top))
+        time = costs.verify[length] + costs.draft * steps.astype(jnp.float32)
+        return state, (length, steps, accepted + 1, time)
+
+    return jax.lax.scan(one, controller.init(rows, costs), (jax.random.split(key, rounds), accept))[1]
+
+
+def constant(rates, rounds=ROUNDS):
+    return jnp.broadcast_to(jnp.asarray(rates, jnp.float32), (rounds, *np.shape(rates)))
+
+
+def best_fixed(rate, costs):
+    """Tokens per unit of time of the best constant length, 0 included."""
+    k = np.arange(costs.verify.shape[0])
+    tokens = np.cumsum(rate**k)
+    return np.max(tokens / (k * float(costs.draft) + np.asarray(costs.verify, np.float64)))
+
+
+TABLES = {
+    "free pass": given_costs(8, 0.05),
+    "usual": given_costs(8, 0.2),
+    "dear drafter": given_costs(8, 0.5),
+    "rising": given_costs(8, 0.2, tuple(1 + 0.1 * i for i in range(9))),
+    "two cores": given_costs(8, 0.37, (1.0, 1.35, 1.4, 1.45, 1.45, 1.5, 1.5, 1.55, 1.55)),
+    "jumps": given_costs(8, 0.1, (1.0, 1.6, 1.6, 1.7, 1.7, 2.2, 2.2, 2.2, 2.2)),
+    "linear": given_costs(8, 0.1, tuple(1 + 0.8 * i for i in range(9))),
+}
+RATES, COPIES = (0.02, 0.3, 0.6, 0.9, 0.97), 32
+GUIDED = lookahead.verifier_guided()
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("telling", [False, True])
+def test_guided_is_close_to_the_best_fixed_length(table, telling):
+    # Every position alike. Where `telling`, the drafter is sure and unsure by turns, and it means nothing.
+    costs = TABLES[table]
+    tops = np.tile(np.float32([0.2, 0.5, 0.75, 0.95] if telling else [0.75] * 4), (len(RATES) * COPIES, 1))
+    accept = np.repeat(np.float32(RATES), COPIES)[:, None] * np.ones((1, 4), np.float32)
+    _, _, tokens, time = simulate(GUIDED, costs, constant(accept), jnp.asarray(tops), jax.random.key(0))
+    # The first rounds, when nothing is known, count too.
+    tokens, time = (
+        np.asarray(x, np.float64).reshape(ROUNDS, len(RATES), COPIES).sum(axis=(0, 2)) for x in (tokens, time)
+    )
+    ratio = tokens / time / [best_fixed(rate, costs) for rate in RATES]
+    assert (ratio >= 0.97).all(), ratio
+
+
+@pytest.mark.parametrize("tops", [[0.2, 0.5, 0.75, 0.95], [0.95, 0.75, 0.5, 0.2]], ids=["honest", "inverted"])
+def test_guided_learns_what_the_drafters_confidence_means(tops):
+    # Acceptance differs by confidence, even the wrong way round: better than any fixed length.
+    accept = np.tile(np.float32([0.1, 0.4, 0.8, 0.98]), (COPIES, 1))
+    for table in ("usual", "rising", "jumps"):
+        costs = TABLES[table]
+        *_, tokens, time = simulate(
+            GUIDED, costs, constant(accept), jnp.asarray(np.tile(np.float32(tops), (COPIES, 1))), jax.random.key(1)
+        )
+        tokens, time = np.asarray(tokens, np.float64), np.asarray(time, np.float64)
+        assert np.sum(tokens[100:]) / np.sum(time[100:]) > 1.03 * best_fixed(accept[0].mean(), costs)
+
+
+def test_guided_stops_probes_and_starts_again():
+    costs = TABLES["usual"]
+    rates = np.concatenate([np.full(300, 0.02), np.full(300, 0.95), np.full(300, 0.02)]).astype(np.float32)
+    accept = jnp.broadcast_to(jnp.asarray(rates)[:, None, None], (900, COPIES, 1))
+    tops = jnp.full((COPIES, 1), 0.7, jnp.float32)
+    length, *_ = simulate(GUIDED, costs, accept, tops, jax.random.key(2), 900)
+    length = np.asarray(length)
+    low, high, again = length[100:300], length[450:600], length[700:]
+    assert np.mean(low == 0) > 0.95
+    assert (low.max(axis=0) > 0).all(), "no row ever probes"
+    gaps = np.diff(np.flatnonzero(length[:300, 0] > 0))
+    assert gaps.max() <= 65 and gaps[-1] > 2 * gaps[gaps > 1][0]  # probes become rarer, but do not end
+    assert high.mean() > 7
+    assert np.mean(again == 0) > 0.95
+
+
+def test_guided_drafts_long_where_everything_is_accepted():
+    length, *_ = simulate(
+        GUIDED, given_costs(16, 0.02), constant([[1.0]] * 4), jnp.full((4, 1), 0.9, jnp.float32), jax.random.key(3)
+    )
+    assert (np.asarray(length)[:20].max(axis=0) == 16).all()
+    assert (np.asarray(length)[20:] == 16).all()
+
+
+def test_guided_never_drafts_where_no_draft_can_pay():
+    # A drafter as slow as the verifier: even certain acceptance does not pay, and only probes draft.
+    costs = given_costs(4, 1.0, (1.0, 2.0, 3.0, 4.0, 5.0))
+    length, *_ = simulate(GUIDED, costs, constant([[0.9]] * 4), jnp.full((4, 1), 0.9, jnp.float32), jax.random.key(3))
+    assert (np.asarray(length) <= 1).all() and np.asarray(length).mean() < 0.05
+
+
+def test_guided_rows_are_independent():
+    state = GUIDED.init(6, TABLES["usual"])
+    others = GUIDED.init(1, TABLES["usual"])
+    rng = np.random.default_rng(2)
+    for _ in range(30):
+        state, k = GUIDED.propose(state)
+        others, k_alone = GUIDED.propose(others)
+        assert int(k[4]) == int(k_alone[0])
+        verdict = Verdict(
+            steps=jnp.asarray(rng.integers(0, 8, 6), jnp.int32),
+            drafted=jnp.asarray(rng.integers(0, 8, 6), jnp.int32),
+            accepted=jnp.zeros((6,), jnp.int32),
+            expected=jnp.asarray(rng.uniform(size=(6, 8)), jnp.float32),
+            decided=jnp.asarray(rng.uniform(size=(6, 8)) < 0.5),
+            top=jnp.asarray(rng.uniform(size=(6, 8)), jnp.float32),
+        )
+        state = GUIDED.update(state, verdict)
+        others = GUIDED.update(others, jax.tree.map(lambda x: x[4:5], verdict))
+    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(others), strict=True):
+        np.testing.assert_allclose(ours[4], theirs[0], rtol=1e-6)
+
+
+CONTROLLERS = {
+    "fixed": lookahead.fixed(3),
+    "heuristic": lookahead.heuristic(),
+    "drafter_confidence": lookahead.drafter_confidence(),
+    "bild_fallback": lookahead.bild_fallback(),
+    "verifier_guided": lookahead.verifier_guided(),
+}
+
+
+def test_every_controller_is_tried():
+    assert set(CONTROLLERS) == set(lookahead.__all__)
+
+
+def verdict(drafted, accepted, k_max=8):
+    drafted, accepted = (jnp.asarray(x, jnp.int32) for x in (drafted, accepted))
+    column = jnp.arange(k_max, dtype=jnp.int32)[None, :]
+    wide = jnp.full((drafted.shape[0], k_max), 0.5, jnp.float32)
+    decided = (column <= accepted[:, None]) & (column < drafted[:, None])
+    return Verdict(drafted, drafted, accepted, wide, decided, wide)
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_protocol(name):
+    controller, rows = CONTROLLERS[name], 3
+    state = controller.init(rows, given_costs(8, 0.2))
+    assert all(leaf.shape[0] == rows for leaf in jax.tree.leaves(state))
+    spec = jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    state, k = controller.propose(state)
+    assert k.shape == (rows,) and k.dtype == jnp.int32 and int(jnp.min(k)) >= 0
+    half = jnp.full((rows,), 0.5, jnp.float32)
+    state, keep, more = controller.step(state, Drafted(jnp.int32(0), half, half, jnp.ones((rows,), bool)))
+    assert keep.shape == more.shape == (rows,) and keep.dtype == more.dtype == bool
+    state = controller.update(state, verdict([4, 4, 0], [4, 1, 0]))
+    # The state goes round a while_loop.
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == spec
+
+
+def test_fixed():
+    state = lookahead.fixed(3).init(2, given_costs(8, 0.2))
+    for _ in range(3):
+        state, k = lookahead.fixed(3).propose(state)
+        np.testing.assert_array_equal(k, 3)
+        state = lookahead.fixed(3).update(state, verdict([3, 3], [0, 3]))
+
+
+def test_heuristic_schedule():
+    controller = lookahead.heuristic(4)
+    state = controller.init(4, given_costs(8, 0.2))
+    seen = []
+    # Rows: everything kept, nothing kept, alternately; the last had room for two drafts only, both kept.
+    for i in range(5):
+        state, k = controller.propose(state)
+        seen.append(k.tolist())
+        drafted = [int(k[0]), int(k[1]), int(k[2]), 2]
+        state = controller.update(state, verdict(drafted, [drafted[0], 0, drafted[2] if i % 2 else 0, 2]))
+    assert [row[0] for row in seen] == [4, 6, 8, 8, 8]
+    assert [row[1] for row in seen] == [4, 3, 2, 1, 1]
+    assert [row[2] for row in seen] == [4, 3, 5, 4, 6]
+    assert [row[3] for row in seen] == [4, 6, 8, 8, 8]
+
+
+def said(own, top, index=0):
+    own, top = jnp.asarray(own, jnp.float32), jnp.asarray(top, jnp.float32)
+    return Drafted(jnp.int32(index), top, own, jnp.ones(own.shape, bool))
+
+
+def test_drafter_confidence_keeps_the_unsure_token_and_stops_behind_it():
+    controller = lookahead.drafter_confidence(0.4)
+    state = controller.init(3, given_costs(8, 0.2))
+    _, keep, more = controller.step(state, said([0.5, 0.4, 0.3], [0.9, 0.9, 0.9]))
+    np.testing.assert_array_equal(keep, True)
+    np.testing.assert_array_equal(more, [True, True, False])
+
+
+def test_bild_fallback_drops_the_unsure_token():
+    controller = lookahead.bild_fallback(0.6)
+    state = controller.init(3, given_costs(8, 0.2))
+    _, keep, more = controller.step(state, said([0.1, 0.1, 0.1], [0.9, 0.6, 0.5]))
+    np.testing.assert_array_equal(keep, [True, True, False])
+    np.testing.assert_array_equal(more, [True, True, False])
+
+
+def test_costs_are_in_units_of_a_pass_over_one_token():
+    costs = given_costs(2, 3.0, (6.0, 9.0, 12.0))
+    assert float(costs.draft) == 0.5
+    np.testing.assert_array_equal(costs.verify, [1, 1.5, 2])
+
+
+@pytest.mark.parametrize(
+    ("k_max", "draft", "verify"),
+    [(2, 0.1, (1.0, 1.0)), (1, 0.1, (1.0, 0.0)), (1, -0.1, ()), (1, float("nan"), ()), (1, 0.1, (1.0, float("inf")))],
+)
+def test_bad_costs_are_told(k_max, draft, verify):
+    with pytest.raises(UserError):
+        given_costs(k_max, draft, verify)
