@@ -1,0 +1,176 @@
+"""The drafting half of a round: catch up with what was decided, then draft up to each row's length."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cascades import cache as caches
+from cascades.decoding.state import State
+from cascades.distributions import Purpose, at, gumbel, pick, scaled, softmax, stream
+from cascades.lookahead import Drafted, DraftLength
+from cascades.speculation import Bonus, Coupling
+from cascades.typing import Array, Bool, Cache, Float, Int, Key, Model, Params
+
+CATCH_UP = 16  # tokens of one catch-up pass: what a drafter that idled for a while has to read
+
+
+class Draft(NamedTuple):
+    """Drafts of a round.
+
+    tokens: int32 `[b, k_max]`. length: int32 `[b]`, drafts of each row. steps: int32 `[b]`, drafter steps taken. top:
+    `[b, k_max]`, the drafter's max raw probability. logits: `[b, k_max + 1, v]`. cached: int32 `[b]`, leading drafts
+    that the drafter's cache holds behind the row's decided tokens; -1 where a row did not take part.
+    """
+
+    tokens: Int[Array, "b k"]
+    length: Int[Array, " b"]
+    steps: Int[Array, " b"]
+    top: Float[Array, "b k"]
+    logits: Float[Array, "b m v"]
+    cached: Int[Array, " b"]
+
+
+def window(tokens: Int[Array, "b n"], start: Int[Array, " b"], width: int) -> Int[Array, "b w"]:
+    """Returns `tokens[b, start[b] : start[b] + width]`; what lies behind the buffer repeats its last token."""
+    index = start[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
+    return jnp.take_along_axis(tokens, jnp.minimum(index, tokens.shape[1] - 1), axis=1)
+
+
+def catch_up(
+    model: Model,
+    params: Params,
+    tokens: Int[Array, "b n"],
+    length: Int[Array, " b"],
+    cache: Cache,
+    rows: Bool[Array, " b"],
+) -> tuple[Float[Array, "b v"], Cache]:
+    """Feeds every token of `rows` that a cache does not hold yet, and scores what follows the last.
+
+    One token is the rule, two follow a block that was kept whole, more a time without drafts. The cache of other rows
+    keeps its length. At least one token of each of `rows` must be pending.
+
+    Returns:
+      Logits behind token `length - 1`, `[b, v]` (of `rows`; garbage elsewhere), and the cache.
+    """
+    before = cache.length
+
+    def behind(cache: Cache) -> Array:
+        return jnp.where(rows, length - cache.length, 1)
+
+    def chunk(cache: Cache) -> Cache:
+        start = cache.length
+        taken = jnp.minimum(behind(cache) - 1, CATCH_UP)
+        _, cache = model.extend(params, window(tokens, start, CATCH_UP), cache, jnp.zeros_like(start))
+        return caches.rewind(cache, start + taken)
+
+    cache = lax.while_loop(lambda cache: jnp.max(behind(cache)) > CATCH_UP, chunk, cache)
+
+    def last(width: int):
+        def feed(cache: Cache):
+            select = jnp.clip(behind(cache) - 1, 0, width - 1)
+            output, cache = model.extend(params, window(tokens, cache.length, width), cache, select)
+            return output.logits[:, 0], cache
+
+        return feed
+
+    lag = jnp.max(behind(cache))
+    branch = (lag > 1).astype(jnp.int32) + (lag > 2).astype(jnp.int32)
+    logits, cache = lax.switch(branch, [last(1), last(2), last(CATCH_UP)], cache)
+    return logits, caches.rewind(cache, jnp.where(rows, length, before))
+
+
+def draft_keys(state: State, index: Int[Array, ""], coupling: Coupling) -> Key[Array, " b"]:
+    """Returns the keys of a round's draft number `index`.
+
+    Under the maximal coupling no two rounds share one, though a rejection makes them draft the same position again: the
+    draft length may then depend on how long an earlier draft was, hence on tokens that were dropped unjudged.
+    """
+    if coupling == "gumbel":
+        return stream(state.key, state.length + index, Purpose.TOKEN)
+    return jax.vmap(jax.random.fold_in, (0, None))(stream(state.key, state.length, Purpose.DRAFT), index)
+
+
+def draft(
+    model: Model,
+    params: Params,
+    state: State,
+    length: Int[Array, " b"],
+    lookahead: DraftLength,
+    coupling: Coupling,
+    bonus: Bonus,
+    vocab_size: int,
+    eager: Bool[Array, ""],
+) -> tuple[Draft, Cache, Any]:
+    """Drafts at most `length[b]` tokens a row.
+
+    With `bonus='target'` the drafter also scores the position behind the block. `eager` overrides the lookahead's wish
+    to stop early.
+
+    Returns:
+      The drafts, the drafter's cache (rewound by the caller), and the lookahead's state.
+    """
+    k_max = state.draft_logits.shape[1] - 1
+    beyond = 1 if bonus == "target" else 0
+    rows = state.running & ((length > 0) | bool(beyond))
+    zeros = jnp.zeros(length.shape, jnp.int32)
+
+    def decide(index: Array, logits: Float[Array, "b v"], draft: Draft, lookahead_state):
+        drafting = rows & (index < draft.length)
+        probs = scaled(logits, state.sampling)
+        token = pick(probs, gumbel(draft_keys(state, index, coupling), vocab_size))
+        raw = softmax(logits)
+        said = Drafted(index, jnp.max(raw, axis=-1), at(raw, token), drafting)
+        lookahead_state, keep, more = lookahead.step(lookahead_state, said)
+        stop = jnp.where(keep | eager, index + 1, index)
+        ended = drafting & ~(more | eager)
+        column = jnp.minimum(index, k_max - 1)
+
+        def put(buffer, value):
+            old = lax.dynamic_slice_in_dim(buffer, column, 1, axis=1)
+            return lax.dynamic_update_slice(buffer, jnp.where(drafting[:, None], value[:, None], old), (0, column))
+
+        return (
+            Draft(
+                tokens=put(draft.tokens, token),
+                length=jnp.where(ended, jnp.minimum(draft.length, stop), draft.length).astype(jnp.int32),
+                steps=draft.steps + (rows & (index < draft.length + beyond)).astype(jnp.int32),
+                top=put(draft.top, said.top),
+                logits=lax.dynamic_update_slice(draft.logits, logits[:, None], (0, index, 0)),
+                cached=draft.cached,
+            ),
+            lookahead_state,
+        )
+
+    def wanted(index: Array, draft: Draft) -> Array:
+        return jnp.any(rows & (index < draft.length + beyond))
+
+    def step(carry):
+        index, draft, cache, lookahead_state = carry
+        column = jnp.minimum(index, k_max) - 1
+        fed = lax.dynamic_slice_in_dim(draft.tokens, column, 1, axis=1)
+        output, cache = model.extend(params, fed, cache, zeros)
+        draft, lookahead_state = decide(index, output.logits[:, 0, :vocab_size], draft, lookahead_state)
+        return index + 1, draft, cache, lookahead_state
+
+    def begin(operand):
+        draft, cache, lookahead_state = operand
+        logits, cache = catch_up(model, params, state.tokens, state.length, cache, rows)
+        draft, lookahead_state = decide(jnp.int32(0), logits[:, :vocab_size], draft, lookahead_state)
+        index, draft, cache, lookahead_state = lax.while_loop(
+            lambda carry: wanted(carry[0], carry[1]), step, (jnp.int32(1), draft, cache, lookahead_state)
+        )
+        cached = jnp.where(rows, jnp.minimum(index - 1, draft.length), -1)
+        return draft._replace(cached=cached), cache, lookahead_state
+
+    nothing = Draft(
+        tokens=jnp.zeros((length.shape[0], k_max), jnp.int32),
+        length=length,
+        steps=zeros,
+        top=jnp.zeros((length.shape[0], k_max), jnp.float32),
+        logits=state.draft_logits,
+        cached=zeros - 1,
+    )
+    operand = (nothing, state.drafter_cache, state.lookahead)
+    return lax.cond(jnp.any(rows), begin, lambda operand: operand, operand)

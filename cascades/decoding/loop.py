@@ -1,0 +1,93 @@
+"""The generation: prefill, then one `lax.while_loop` of rounds on the device."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cascades.decoding.round import Plan, advance
+from cascades.decoding.state import Finish, Origin, Request, State, empty_info
+from cascades.lookahead import Costs
+from cascades.typing import Array, Bool, Int, Params
+
+Advance = Callable[..., State]
+
+FREE = -1  # the value of `forced` that leaves the draft length to the lookahead
+
+
+class Programs(NamedTuple):
+    """A plan, compiled on first use for each shape.
+
+    start: `(verifier_params, drafter_params, request, costs, slots) -> state`: prefills both caches. `slots`, static,
+      is the length of every buffer; at least the largest limit and the padded prompt.
+    run: `(verifier_params, drafter_params, state, stop, rounds, forced) -> state`: rounds until every row has ended, or
+      `rounds` of them (traced: a stream asks for a few at a time). `stop` `[b]` ends rows on the host's word. The
+      state is donated. `forced` is `FREE`, or the draft length of every row.
+    """
+
+    plan: Plan
+    start: Any
+    run: Any
+
+
+def compile_plan(plan: Plan, advance: Advance = advance) -> Programs:
+    """Returns the two programs of a plan. One pair serves streaming, batches, sweeps and benchmarks alike.
+
+    Args:
+      plan: what is static. advance: one round; `sequential.advance_sequential` makes a token cascade.
+    """
+
+    def start(verifier_params, drafter_params, request: Request, costs: Costs, slots: int) -> State:
+        return _start(plan, verifier_params, drafter_params, request, costs, slots)
+
+    def run(verifier_params, drafter_params, state: State, stop, rounds, forced) -> State:
+        step = partial(advance, plan, verifier_params, drafter_params, forced=forced)
+        return _run(step, state, stop, rounds)
+
+    return Programs(plan, jax.jit(start, static_argnames="slots"), jax.jit(run, donate_argnums=2))
+
+
+def _start(
+    plan: Plan, verifier_params: Params, drafter_params: Params, request: Request, costs: Costs, slots: int
+) -> State:
+    batch, width = request.tokens.shape
+    k_max = plan.k_max if plan.drafter else 0
+    tokens = jnp.pad(request.tokens, ((0, 0), (0, slots - width)))
+    held = request.length - 1  # the last token of the prompt is pending
+
+    def prefill(model, params):
+        return model.prefill(params, request.tokens, held, model.init_cache(batch, slots))
+
+    return State(
+        tokens=tokens,
+        origins=jnp.full(tokens.shape, int(Origin.PROMPT), jnp.int8),
+        length=request.length,
+        limit=request.limit,
+        finish=jnp.where(request.length < request.limit, int(Finish.RUNNING), int(Finish.LENGTH)).astype(jnp.int8),
+        key=request.key,
+        sampling=request.sampling,
+        alpha=request.alpha,
+        verifier_cache=prefill(plan.verifier, verifier_params),
+        drafter_cache=prefill(plan.drafter, drafter_params) if plan.drafter else None,
+        draft_logits=jnp.zeros((batch, k_max + 1, plan.vocab_size if plan.drafter else 1), jnp.float32),
+        lookahead=plan.lookahead.init(batch, costs),
+        info=empty_info(batch, k_max),
+    )
+
+
+def _run(step: Advance, state: State, stop: Bool[Array, " b"], rounds: Int[Array, ""]) -> State:
+    finish = jnp.where(stop & state.running, int(Finish.STOP), state.finish).astype(jnp.int8)
+
+    def more(carry):
+        done, state = carry
+        return (done < rounds) & jnp.any(state.running)
+
+    def body(carry):
+        done, state = carry
+        return done + 1, step(state=state)
+
+    _, state = lax.while_loop(more, body, (jnp.int32(0), state._replace(finish=finish)))
+    return state

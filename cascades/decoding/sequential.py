@@ -1,0 +1,72 @@
+"""The token cascade: one token at a time, and the verifier is asked only where a rule that sees q alone defers.
+
+The other sequential baselines need no code of their own: an oracle cascade is a round that drafts nothing with the
+bonus drawn from the target; a sequence cascade is two generations, chosen between on the host.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from cascades.decoding.draft import catch_up
+from cascades.decoding.round import Plan, append
+from cascades.decoding.state import Origin, State
+from cascades.distributions import Purpose, at, gumbel, pick, scaled, softmax, stream
+from cascades.rules import Pair, Rule
+from cascades.typing import Array, Int, Params
+
+
+def sees_drafter_only(rule: Rule) -> bool:
+    """Tells whether a rule's decision to defer is the same whatever the verifier says (tried on random pairs)."""
+    rng = np.random.default_rng(0)
+
+    def draw():
+        return jnp.asarray(rng.dirichlet(np.ones(5), size=256), jnp.float32)
+
+    q, alpha = draw(), jnp.asarray(rng.uniform(0, 1, 256), jnp.float32)
+    first, second = (rule(Pair(q, p, q, p), alpha).defer for p in (draw(), draw()))
+    whole = bool(jnp.all((first == 0) | (first == 1)))
+    return whole and bool(jnp.all(first == second)) and bool(jnp.any(first == 0))
+
+
+def advance_sequential(
+    plan: Plan, verifier_params: Params, drafter_params: Params, state: State, forced: Int[Array, ""]
+) -> State:
+    """Decides one token of every running row; takes and returns what `round.advance` does (`forced` is not used)."""
+    del forced
+    assert plan.drafter is not None
+    running = state.running
+    q_logits, drafter_cache = catch_up(
+        plan.drafter, drafter_params, state.tokens, state.length, state.drafter_cache, running
+    )
+    q_logits = q_logits[:, : plan.vocab_size]
+    q_raw, q = softmax(q_logits), scaled(q_logits, state.sampling)
+    defer = running & (plan.rule(Pair(q_raw, q_raw, q, q), state.alpha).defer > 0.5)
+
+    def ask(cache):
+        logits, cache = catch_up(plan.verifier, verifier_params, state.tokens, state.length, cache, defer)
+        return logits[:, : plan.vocab_size], cache
+
+    p_logits, verifier_cache = lax.cond(
+        jnp.any(defer), ask, lambda cache: (jnp.zeros_like(q_logits), cache), state.verifier_cache
+    )
+    logits = jnp.where(defer[:, None], p_logits, q_logits)
+    noise = gumbel(stream(state.key, state.length, Purpose.TOKEN), plan.vocab_size)
+    token = pick(scaled(logits, state.sampling), noise)
+    origin = jnp.where(defer, int(Origin.VERIFIER), int(Origin.DRAFTER))
+    new, _ = append(state, token[:, None], origin[:, None], jnp.ones_like(state.length), plan.eos)
+
+    one, asked = running.astype(jnp.int32), defer.astype(jnp.int32)
+    info = state.info
+    return new._replace(
+        verifier_cache=verifier_cache,
+        drafter_cache=drafter_cache,
+        info=info._replace(
+            rounds=info.rounds + one,
+            verifier_calls=info.verifier_calls + asked,
+            drafter_steps=info.drafter_steps + one,
+            deferred=info.deferred + asked.astype(jnp.float32),
+            decided=info.decided + one,
+            log_p=info.log_p + jnp.where(running, jnp.log(at(softmax(logits), token)), 0.0),
+        ),
+    )

@@ -1,0 +1,114 @@
+"""What a generation carries from round to round (`State`), and what it tells a person (`Info`)."""
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from cascades.distributions import Sampling
+from cascades.typing import Array, Bool, Cache, Float, Int, Key
+
+
+class Origin(IntEnum):
+    """Who wrote a token.
+
+    PROMPT: the user. DRAFT: the drafter, and lossless decoding with the same random numbers would have kept it.
+    RULE: the drafter, kept only by the rule. CORRECTION: the verifier, in place of a rejected draft. BONUS: the token
+    behind a block that was kept whole. VERIFIER, DRAFTER: a model that decoded alone.
+    """
+
+    PROMPT = 0
+    DRAFT = 1
+    RULE = 2
+    CORRECTION = 3
+    BONUS = 4
+    VERIFIER = 5
+    DRAFTER = 6
+
+
+class Finish(IntEnum):
+    """Why a row ended: an end-of-sequence token, its length limit, or the host (a stop string)."""
+
+    RUNNING = 0
+    EOS = 1
+    LENGTH = 2
+    STOP = 3
+
+
+class Request(NamedTuple):
+    """A batch of prompts and how each is decoded; every field is traced and per row.
+
+    tokens: int32 `[b, s]`, right-padded. length: int32 `[b]`, at least 1. limit: int32 `[b]`, most tokens that a row
+    may hold, its prompt included. key: one typed key a request. alpha: the rule's threshold.
+    """
+
+    tokens: Int[Array, "b s"]
+    length: Int[Array, " b"]
+    limit: Int[Array, " b"]
+    key: Key[Array, " b"]
+    sampling: Sampling
+    alpha: Float[Array, " b"]
+
+
+class Info(NamedTuple):
+    """Counts per row, int32 `[b]` but where noted; definitions in README.
+
+    rounds: rounds that the row took part in. verifier_calls: verifier passes. drafter_steps: drafter passes of one
+    token. drafted, accepted, rejected: draft tokens that were verified, kept, and replaced (at most one a round);
+    drafts behind an end-of-sequence token do not count. by_rule: accepted only because of the rule. deferred: float,
+    the rule's share for the verifier, summed over decided positions; decided: their number. log_p: float, the
+    verifier's (alone: the model's own) raw log-probability of the emitted text. histogram: `[b, k_max + 1]`, rounds by
+    number of accepted drafts. drafted_at, accepted_at: `[b, k_max]`, the same by position in the draft.
+    """
+
+    rounds: Int[Array, " b"]
+    verifier_calls: Int[Array, " b"]
+    drafter_steps: Int[Array, " b"]
+    drafted: Int[Array, " b"]
+    accepted: Int[Array, " b"]
+    rejected: Int[Array, " b"]
+    by_rule: Int[Array, " b"]
+    deferred: Float[Array, " b"]
+    decided: Int[Array, " b"]
+    log_p: Float[Array, " b"]
+    histogram: Int[Array, "b m"]
+    drafted_at: Int[Array, "b k"]
+    accepted_at: Int[Array, "b k"]
+
+
+class State(NamedTuple):
+    """The generation of a batch.
+
+    tokens, origins: int32 `[b, n]`, int8 `[b, n]`. length: tokens of each row that are decided. The last of them is
+    pending: no cache holds it yet. finish: int8 `[b]`, a `Finish`.
+    verifier_cache: holds `length - 1` tokens of every running row. drafter_cache: holds at most that; it catches up
+    when it drafts. draft_logits: float32 `[b, k_max + 1, v]`, scratch of a round, kept so that it is not allocated
+    anew. lookahead: the state of the `DraftLength`. costs: what it was given. info: what happened so far.
+    """
+
+    tokens: Int[Array, "b n"]
+    origins: Int[Array, "b n"]
+    length: Int[Array, " b"]
+    limit: Int[Array, " b"]
+    finish: Int[Array, " b"]
+    key: Key[Array, " b"]
+    sampling: Sampling
+    alpha: Float[Array, " b"]
+    verifier_cache: Cache
+    drafter_cache: Cache | None
+    draft_logits: Float[Array, "b m v"]
+    lookahead: Any
+    info: Info
+
+    @property
+    def running(self) -> Bool[Array, " b"]:
+        return self.finish == Finish.RUNNING
+
+
+def empty_info(batch: int, k_max: int) -> Info:
+    """Returns zeros."""
+    row, wide = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, k_max), jnp.int32)
+    real = jnp.zeros((batch,), jnp.float32)
+    return Info(
+        row, row, row, row, row, row, row, real, row, real, jnp.zeros((batch, k_max + 1), jnp.int32), wide, wide
+    )

@@ -1,0 +1,56 @@
+"""One compilation serves every alpha, temperature, cut, seed, limit, number of rounds and draft length; buffers are
+donated."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from helpers import SLOTS, crowd, decode, lab, request
+from reference import Settings
+
+from cascades.decoding import FREE
+from cascades.lookahead import given_costs
+
+
+def test_sweeps_do_not_compile():
+    pair = lab(bonus="verifier")
+    decode(pair, request(crowd()))
+    before = [program._cache_size() for program in (pair.programs.start, pair.programs.run)]
+    assert min(before) >= 1
+    for i in range(4):
+        settings = Settings(0.3 * i, top_k=i, top_p=1 - 0.2 * i, min_p=0.05 * i)
+        cases = [
+            case._replace(alpha=0.2 * i, settings=settings, new=case.new - i, seed=case.seed + 100 * i)
+            for case in crowd()
+        ]
+        decode(
+            pair,
+            request(cases),
+            forced=i - 1,
+            rounds=5 + i,
+            costs=given_costs(4, 0.1 * i, (1.0, 2.0, 2.0, 2.0, 3.0 + i)),
+        )
+        state = pair.programs.start(pair.verifier, pair.drafter, request(cases), given_costs(4, 0.5), SLOTS)
+        stop = jnp.asarray(np.arange(len(cases)) % (i + 2) == 0)
+        state = pair.programs.run(pair.verifier, pair.drafter, state, stop, jnp.int32(i), jnp.int32(FREE))
+        pair.programs.run(pair.verifier, pair.drafter, state, ~stop, jnp.int32(1), jnp.int32(2))
+    assert [program._cache_size() for program in (pair.programs.start, pair.programs.run)] == before
+
+
+def test_other_weights_do_not_compile():
+    pair = lab(bonus="verifier")
+    decode(pair, request(crowd()))
+    before = pair.programs.run._cache_size()
+    decode(pair._replace(drafter={"table": pair.drafter["table"] + 1}), request(crowd()))
+    assert pair.programs.run._cache_size() == before
+
+
+def test_state_is_donated():
+    pair = lab(bonus="verifier")
+    state = pair.programs.start(pair.verifier, pair.drafter, request(crowd()), given_costs(4, 0.2), SLOTS)
+    arguments = (jnp.zeros((len(crowd()),), bool), jnp.int32(1), jnp.int32(FREE))
+    large = (state.verifier_cache, state.drafter_cache, state.draft_logits, state.tokens)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(large))
+    analysis = pair.programs.run.lower(pair.verifier, pair.drafter, state, *arguments).compile().memory_analysis()
+    assert analysis.alias_size_in_bytes >= size
+    pair.programs.run(pair.verifier, pair.drafter, state, *arguments)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(large))

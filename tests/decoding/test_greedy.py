@@ -1,0 +1,32 @@
+"""Greedy lossless decoding writes what the verifier writes alone, token for token."""
+
+import numpy as np
+import pytest
+from helpers import CONTROLLERS, crowd, decode, greedy_text, lab, request, texts
+
+
+@pytest.mark.parametrize("forced", [0, 1, 2, 3, 4, -1])
+@pytest.mark.parametrize(("coupling", "bonus"), [("maximal", "verifier"), ("gumbel", "target")])
+def test_greedy_lossless_is_the_verifier_alone(forced, coupling, bonus):
+    cases = crowd(rule="lossless", temperature=0.0)
+    pair = lab(coupling=coupling, bonus=bonus)
+    state = decode(pair, request(cases), forced=forced)
+    assert texts(state) == [greedy_text(pair, case) for case in cases]
+
+
+def test_greedy_alone():
+    cases = crowd(rule="lossless", temperature=0.0)
+    alone = lab(alone=True)
+    assert texts(decode(alone, request(cases))) == [greedy_text(alone, case) for case in cases]
+
+
+def test_drafter_that_idled_for_long_reads_what_it_missed():
+    # Greedy self-draft: were one missed token read wrongly, a draft would sooner or later be rejected.
+    cases = crowd(rule="lossless", temperature=0.0)
+    pair = lab(bonus="verifier")
+    state = decode(pair._replace(drafter=pair.verifier), request(cases))
+    idles = np.arange(len(cases)) % len(CONTROLLERS) == len(CONTROLLERS) - 1  # 20 rounds without a draft: > CATCH_UP
+    drafted = np.asarray(state.info.drafted)
+    assert (drafted[idles] > 0).all()
+    np.testing.assert_array_equal(state.info.accepted, drafted)
+    assert texts(state) == [greedy_text(pair, case) for case in cases]
