@@ -1,0 +1,70 @@
+"""A decoder as a `Model`: pure functions over a plain nested dict of parameters."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cascades import cache as kv
+from cascades.errors import UserError
+from cascades.models.config import DecoderConfig
+from cascades.models.decoder import Decoder
+from cascades.typing import Array, Int, Key, Model, Output, Params
+
+
+def decoder(config: DecoderConfig, dtype=jnp.float32) -> Model:
+    """Returns the functions of a decoder.
+
+    Args:
+      config: its shape.
+      dtype: of weights, activations and cache, float32 or bfloat16; norms, softmax, rotations and logits are
+        float32 in either case.
+    """
+    graph, _ = _split(config, jnp.dtype(dtype))
+
+    def init(key: Key[Array, ""]) -> Params:
+        module = Decoder(config, dtype=dtype, rngs=nnx.Rngs(params=key))
+        return nnx.to_pure_dict(nnx.split(module)[1])
+
+    def init_cache(batch: int, slots: int) -> kv.KVCache:
+        if not 1 <= slots <= config.context_length:
+            raise UserError(f"a cache of 1 to {config.context_length} slots was expected, not {slots}.")
+        return kv.init(batch, slots, config.num_layers, config.num_kv_heads, config.head_dim, dtype)
+
+    def prefill(params: Params, tokens: Int[Array, "b s"], lengths: Int[Array, " b"], cache: kv.KVCache) -> kv.KVCache:
+        if tokens.shape[1] > cache.keys[0].shape[2]:
+            raise UserError(
+                f"a prompt of {tokens.shape[1]} tokens does not fit a cache of {cache.keys[0].shape[2]} slots: "
+                "shorten the prompt or ask for a longer cache."
+            )
+        start = cache._replace(length=jnp.zeros_like(lengths))
+        _, cache = nnx.merge(graph, params).hidden(tokens, start, prefill=True)
+        return kv.rewind(cache, lengths)
+
+    def extend(
+        params: Params, tokens: Int[Array, "b s"], cache: kv.KVCache, select: Int[Array, " b"] | None = None
+    ) -> tuple[Output, kv.KVCache]:
+        module = nnx.merge(graph, params)
+        x, cache = module.hidden(tokens, cache, prefill=False)
+        if select is not None:
+            x = jnp.take_along_axis(x, select[:, None, None], axis=1, mode="clip")
+        return Output(module.logits(x)), cache
+
+    return Model(config.vocab_size, config.context_length, init, init_cache, prefill, extend)
+
+
+def abstract_params(config: DecoderConfig, dtype=jnp.float32) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct`s: kernels in `dtype`, norm scales in float32."""
+    _, state = _split(config, jnp.dtype(dtype))
+    return nnx.to_pure_dict(state)
+
+
+@functools.cache
+def _split(config: DecoderConfig, dtype):
+    return nnx.split(Decoder(config, dtype=dtype, rngs=None))
+
+
+def count_params(config: DecoderConfig) -> int:
+    """Number of parameters; a tied head is counted once."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))

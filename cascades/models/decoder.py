@@ -1,0 +1,152 @@
+"""One decoder-only transformer for Gemma 1, 2 and 3, Llama and Qwen2: the families differ by config fields.
+
+Layers are unrolled: on CPUs a scan over stacked weights copies each layer's weights at every step.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cascades import cache as kv
+from cascades.models import layers
+from cascades.models.config import DecoderConfig
+from cascades.typing import Array, Bool, Float, Int
+
+
+class View(NamedTuple):
+    """What the global layers of one pass share, or the sliding ones.
+
+    rotation: cosine and sine of the new positions.
+    mask: which slots of the buffer each new token sees; None in a prefill, which reads no buffer.
+    window: size of the sliding window; None on global layers.
+    """
+
+    rotation: tuple[Array, Array]
+    mask: Bool[Array, "b s t"] | None
+    window: int | None
+
+
+class Block(nnx.Module):
+    """One layer: attention through the cache, then a gated MLP, each with its norms and residual."""
+
+    def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs | None):
+        n, g, h = config.num_heads, config.num_kv_heads, config.head_dim
+        d, f, eps = config.d_model, config.d_ff, config.norm_eps
+        self.attn_norm = layers.RMSNorm(d, eps=eps, rngs=rngs)
+        self.q = layers.Linear((n, h), (d,), bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.k = layers.Linear((g, h), (d,), bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.v = layers.Linear((g, h), (d,), bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.o = layers.Linear((d,), (n, h), dtype=dtype, rngs=rngs)
+        self.mlp_norm = layers.RMSNorm(d, eps=eps, rngs=rngs)
+        self.gate = layers.Linear((f,), (d,), dtype=dtype, rngs=rngs)
+        self.up = layers.Linear((f,), (d,), dtype=dtype, rngs=rngs)
+        self.down = layers.Linear((d,), (f,), dtype=dtype, rngs=rngs)
+        if config.qk_norm:
+            self.q_norm = layers.RMSNorm(h, eps=eps, rngs=rngs)
+            self.k_norm = layers.RMSNorm(h, eps=eps, rngs=rngs)
+        if config.post_norms:
+            self.post_attn_norm = layers.RMSNorm(d, eps=eps, rngs=rngs)
+            self.post_mlp_norm = layers.RMSNorm(d, eps=eps, rngs=rngs)
+        self.config = config
+
+    def __call__(
+        self,
+        x: Float[Array, "b s d"],
+        view: View,
+        keys: Float[Array, "b g t h"],
+        values: Float[Array, "b g t h"],
+        length: Int[Array, " b"],
+    ) -> tuple[Float[Array, "b s d"], Float[Array, "b g t h"], Float[Array, "b g t h"]]:
+        """Returns the layer's output and its two buffers with the new tokens in them."""
+        y = self.attn_norm(x)
+        y, keys, values = self.attend(y, view, keys, values, length)
+        x = x + (self.post_attn_norm(y) if self.config.post_norms else y)
+        y = self.mlp(self.mlp_norm(x))
+        return x + (self.post_mlp_norm(y) if self.config.post_norms else y), keys, values
+
+    def attend(self, y, view: View, keys, values, length):
+        config = self.config
+        q, k, v = self.q(y), self.k(y), self.v(y)
+        if config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
+        q = layers.rotate(q, view.rotation) * scale
+        k = jnp.swapaxes(layers.rotate(k, view.rotation), 1, 2)
+        v = jnp.swapaxes(v, 1, 2)
+        if view.mask is None:
+            attended = layers.attend_causally(q, k, v, view.window, config.attn_softcap)
+            keys, values = kv.fill(keys, k), kv.fill(values, v)
+        else:
+            keys, values = layers.append(keys, k, length), layers.append(values, v, length)
+            attended = layers.attend(q, keys, values, view.mask, config.attn_softcap)
+        return self.o(attended), keys, values
+
+    def mlp(self, y: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        gate = self.gate(y)
+        gate = jax.nn.silu(gate) if self.config.activation == "silu" else jax.nn.gelu(gate, approximate=True)
+        return self.down(gate * self.up(y))
+
+
+class Embedding(nnx.Module):
+    """The token table."""
+
+    def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs | None):
+        shape = (config.vocab_size, config.d_model)
+        self.embedding = layers.parameter(shape, dtype, rngs, scale=config.d_model**-0.5)
+
+
+class Decoder(nnx.Module):
+    """The transformer: embedding, blocks, final norm, head. With `rngs` None it holds shapes instead of arrays."""
+
+    def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs | None):
+        self.embed = Embedding(config, dtype=dtype, rngs=rngs)
+        self.layers = nnx.Dict({str(i): Block(config, dtype=dtype, rngs=rngs) for i in range(config.num_layers)})
+        self.final_norm = layers.RMSNorm(config.d_model, eps=config.norm_eps, rngs=rngs)
+        if not config.tied_head:
+            self.head = layers.Linear((config.vocab_size,), (config.d_model,), dtype=dtype, rngs=rngs)
+        self.config = config
+
+    def hidden(
+        self, tokens: Int[Array, "b s"], cache: kv.KVCache, *, prefill: bool
+    ) -> tuple[Float[Array, "b s d"], kv.KVCache]:
+        """Runs every layer; returns the last one's output before the final norm, and the cache with `length + s`."""
+        config = self.config
+        s = tokens.shape[1]
+        positions = cache.length[:, None] + jnp.arange(s, dtype=jnp.int32)[None, :]
+        views = self.views(positions, None if prefill else cache.keys[0].shape[2])
+        x = layers.lookup(self.embed.embedding.get_value(), tokens)
+        if config.embed_scale:
+            x = x * jnp.asarray(config.d_model**0.5, x.dtype)
+        keys, values = [], []
+        for i in range(config.num_layers):
+            view = views[config.is_local(i)]
+            x, k, v = self.layers[str(i)](x, view, cache.keys[i], cache.values[i], cache.length)
+            keys.append(k)
+            values.append(v)
+        return x, kv.KVCache(tuple(keys), tuple(values), cache.length + s)
+
+    def logits(self, x: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
+        """Scores of the next token, float32."""
+        matrix = self.embed.embedding if self.config.tied_head else self.head.kernel
+        logits = layers.contract(self.final_norm(x), matrix.get_value(), out_dtype=jnp.float32)
+        return layers.softcap(logits, self.config.final_softcap)
+
+    def views(self, positions: Int[Array, "b s"], slots: int | None) -> dict[bool, View]:
+        """The rotations and masks of global (False) and sliding (True) layers, each built once a pass."""
+        config = self.config
+        views = {}
+        for local in sorted({config.is_local(i) for i in range(config.num_layers)}):
+            theta, scaling, window = config.rope_theta, config.rope_scaling, None
+            if local:
+                window = config.window
+                if config.local_rope_theta is not None:
+                    # A second base means that the long-context scaling is the global layers' alone (Gemma 3).
+                    theta, scaling = config.local_rope_theta, None
+            frequencies = layers.rope_frequencies(config.head_dim, theta, scaling)
+            mask = None
+            if slots is not None:
+                mask = layers.visible(positions, jnp.arange(slots, dtype=jnp.int32), window)
+            views[local] = View(layers.rotation(positions, frequencies), mask, window)
+        return views

@@ -1,0 +1,224 @@
+"""The parts of a decoder: projections, RMSNorm, rotary positions, grouped-query attention.
+
+Kernels are stored with the contracted axis last: XLA on CPUs is fastest there, and the TPU has no preference.
+Norms, softmax, rotations and logits are float32 whatever the dtype of weights and activations is.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from cascades import cache as kv
+from cascades.models.config import RopeScaling
+from cascades.typing import Array, Bool, Float, Int
+
+# Finite, so that a row that sees nothing (padding) gives a uniform softmax and not NaN.
+MASKED = -1e30
+# Up to so many tokens are written to a narrow cache by selects on CPUs: the passes of a decoding loop.
+_SELECTED_TOKENS = 16
+
+
+def parameter(
+    shape: tuple[int, ...], dtype, rngs: nnx.Rngs | None, *, scale: float = 0.0, mean: float = 0.0
+) -> nnx.Param[Any]:
+    """A parameter with normal entries, or only its shape where `rngs` is None."""
+    if rngs is None:
+        return nnx.Param(jax.ShapeDtypeStruct(shape, dtype))
+    if scale == 0.0:
+        return nnx.Param(jnp.full(shape, mean, dtype))
+    return nnx.Param(mean + scale * jax.random.normal(rngs.params(), shape, dtype))
+
+
+class Linear(nnx.Module):
+    """`x · kernelᵀ (+ bias)`: contracts the last `contracted` axes of input and kernel."""
+
+    def __init__(self, out: tuple[int, ...], inner: tuple[int, ...], *, bias: bool = False, dtype, rngs):
+        self.kernel = parameter((*out, *inner), dtype, rngs, scale=math.prod(inner) ** -0.5)
+        if bias:
+            self.bias = parameter(out, dtype, rngs)
+        self.contracted = len(inner)
+        self.has_bias = bias
+
+    def __call__(self, x: Array) -> Array:
+        y = contract(x, self.kernel.get_value(), self.contracted)
+        if self.has_bias:
+            bias = self.bias.get_value()
+            y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+        return y
+
+
+class RMSNorm(nnx.Module):
+    """`x / rms(x) * scale`; the scale is the effective multiplier (Gemma's `1 + w` is folded in on loading)."""
+
+    def __init__(self, width: int, *, eps: float, rngs):
+        self.scale = parameter((width,), jnp.float32, rngs, mean=1.0)
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        scale = self.scale.get_value()
+        return (wide * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
+
+
+def contract(x: Array, kernel, axes: int = 1, out_dtype=None) -> Array:
+    """Contracts the last `axes` axes of `x` with the last `axes` axes of `kernel`.
+
+    A kernel that is no array (a quantised one) brings its own `contract(x, axes, out_dtype)`.
+    """
+    if hasattr(kernel, "contract"):
+        return kernel.contract(x, axes, out_dtype)
+    outer, out = x.shape[: x.ndim - axes], kernel.shape[: kernel.ndim - axes]
+    inner = math.prod(x.shape[x.ndim - axes :])
+    # As one plain matrix product: given more axes, XLA on CPUs transposes a copy of the kernel at every call.
+    x, kernel = x.reshape(-1, inner), kernel.reshape(-1, inner)
+    product = functools.partial(_product, dtype=out_dtype or x.dtype)
+    if x.dtype == jnp.float32:
+        y = product(x, kernel)
+    else:
+        y = lax.platform_dependent(x, kernel, cpu=functools.partial(_narrow_product_on_cpu, product), default=product)
+    return y.reshape(*outer, *out)
+
+
+def _product(x: Float[Array, "m i"], kernel: Float[Array, "o i"], dtype) -> Float[Array, "m o"]:
+    return lax.dot_general(x, kernel, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
+
+
+def _narrow_product_on_cpu(product, x: Float[Array, "m i"], kernel: Float[Array, "o i"]) -> Float[Array, "m o"]:
+    """XLA on CPUs multiplies bfloat16 as it is only for two rows or more and a float32 result.
+
+    Otherwise it first copies the kernel to float32, which takes several times as long.
+    """
+    rows = x.shape[0]
+    x = jnp.concatenate([x, x]) if rows == 1 else x
+    wide = product(x, kernel, dtype=jnp.float32)
+    return wide[:rows].astype(product.keywords["dtype"])
+
+
+def lookup(table, tokens: Int[Array, "b s"]) -> Float[Array, "b s d"]:
+    """Rows of an embedding table; one that is no array brings its own `lookup(tokens)`."""
+    if hasattr(table, "lookup"):
+        return table.lookup(tokens)
+    # XLA on CPUs reads bfloat16 rows through float32, and would move that copy of the whole table out of a decoding
+    # loop; the barrier keeps it inside, where it is fused with the gather and touches these rows only.
+    table, tokens = lax.optimization_barrier((table, tokens))
+    return table.at[tokens].get(mode="clip")
+
+
+def softcap(x: Array, cap: float | None) -> Array:
+    """`cap * tanh(x / cap)`, or `x` where `cap` is None (Gemma 2, arXiv 2408.00118)."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
+    """Radians a position for each pair of channels, float64 `[h / 2]`."""
+    frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    turns = scaling.original_context_length * frequencies / (2 * np.pi)  # of each pair over the original context
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = np.clip(kept, 0.0, 1.0)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def rotation(
+    positions: Int[Array, "b s"], frequencies: np.ndarray
+) -> tuple[Float[Array, "b s 1 half"], Float[Array, "b s 1 half"]]:
+    """Cosine and sine of every position's angles, float32, with an axis for the heads."""
+    angles = positions.astype(jnp.float32)[..., None, None] * jnp.asarray(frequencies, jnp.float32)[None, None, None]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Float[Array, "b s n h"], cos_sin: tuple[Array, Array]) -> Float[Array, "b s n h"]:
+    """Applies rotary positions; channel i is paired with i + h/2 (arXiv 2104.09864, the "rotate half" layout)."""
+    cos, sin = cos_sin
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def visible(queries: Int[Array, "b s"], keys: Int[Array, " t"], window: int | None = None) -> Bool[Array, "b s t"]:
+    """Which key positions each query position sees: itself and what is before it, inside the window if any."""
+    distance = queries[:, :, None] - keys[None, None, :]
+    mask = distance >= 0
+    return mask if window is None else mask & (distance < window)
+
+
+def attend(
+    q: Float[Array, "b s q h"],
+    keys: Float[Array, "b g t h"],
+    values: Float[Array, "b g t h"],
+    mask: Bool[Array, "#b s t"],
+    cap: float | None = None,
+) -> Float[Array, "b s q h"]:
+    """Grouped-query attention; `q` is scaled already.
+
+    The r = q / g query heads that share a key head are laid beside the s positions, so that both products have the
+    batch axes (b, g) in front and read the cache as it lies.
+    """
+    b, s, n, h = q.shape
+    g, t = keys.shape[1], keys.shape[2]
+    q = q.reshape(b, s, g, n // g, h).transpose(0, 2, 3, 1, 4).reshape(b, g, n // g * s, h)
+    scores = lax.dot_general(
+        q.astype(keys.dtype), keys, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
+    )
+    scores = softcap(scores, cap).reshape(b, g, n // g, s, t)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
+    weights = weights.astype(values.dtype).reshape(b, g, n // g * s, t)
+    out = lax.dot_general(weights, values, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32).astype(
+        values.dtype
+    )
+    return out.reshape(b, g, n // g, s, h).transpose(0, 3, 1, 2, 4).reshape(b, s, n, h)
+
+
+def attend_causally(
+    q: Float[Array, "b s q h"],
+    keys: Float[Array, "b g s h"],
+    values: Float[Array, "b g s h"],
+    window: int | None = None,
+    cap: float | None = None,
+    block: int = 256,
+) -> Float[Array, "b s q h"]:
+    """`attend` of a prompt to itself, in blocks of queries, each over no more than the keys that it can see."""
+    s = q.shape[1]
+    blocks = []
+    for start in range(0, s, block):
+        end = min(start + block, s)
+        first = 0 if window is None else max(0, start - window + 1)
+        rows, columns = jnp.arange(start, end, dtype=jnp.int32), jnp.arange(first, end, dtype=jnp.int32)
+        mask = visible(rows[None], columns, window)
+        blocks.append(attend(q[:, start:end], keys[:, :, first:end], values[:, :, first:end], mask, cap))
+    return jnp.concatenate(blocks, axis=1)
+
+
+def append(
+    buffer: Float[Array, "b g t h"], new: Float[Array, "b g s h"], length: Int[Array, " b"]
+) -> Float[Array, "b g t h"]:
+    """`cache.append`, written so that XLA on CPUs makes no copy of the buffer.
+
+    A scatter of one token becomes an update that is repeated inside the products that read the buffer, each time on
+    a copy of all of it. So a single token is written twice: the second one lands behind the row's new length, or is
+    dropped. A scatter into bfloat16 goes through float32 copies of every buffer; one pass of selects does not.
+    """
+    if buffer.dtype != jnp.float32 and new.shape[2] <= _SELECTED_TOKENS:
+        return lax.platform_dependent(buffer, new, length, cpu=_append_by_selects, default=kv.append)
+    if buffer.shape[0] * new.shape[2] == 1:
+        new = jnp.concatenate([new, new], axis=2)
+    return kv.append(buffer, new, length)
+
+
+def _append_by_selects(
+    buffer: Float[Array, "b g t h"], new: Float[Array, "b g s h"], length: Int[Array, " b"]
+) -> Float[Array, "b g t h"]:
+    behind = jnp.arange(buffer.shape[2], dtype=jnp.int32)[None, :] - length[:, None]
+    new = new.astype(buffer.dtype)
+    for token in range(new.shape[2]):
+        buffer = jnp.where((behind == token)[:, None, :, None], new[:, :, token : token + 1], buffer)
+    return buffer
