@@ -1,0 +1,79 @@
+"""The checkpoints that Google releases for Gemma 1, 2 and 3 in Flax: orbax, `transformer/layer_0/attn/q_einsum` ….
+
+Also the nested form that `gemma.gm.ckpts.save_params` writes (https://github.com/google-deepmind/gemma).
+"""
+
+import threading
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from cascades.checkpoints import configs, names
+from cascades.checkpoints.reader import Path, Reader, flatten, unflatten
+from cascades.checkpoints.sources import AnyPath, first_line
+from cascades.errors import UserError
+from cascades.models import DecoderConfig
+
+
+def is_checkpoint(directory: AnyPath) -> bool:
+    """Whether orbax wrote a tree of arrays here."""
+    return (directory / "_METADATA").exists()
+
+
+def open_reader(directory: AnyPath, preset: str | None = None) -> Reader:
+    """Opens a checkpoint; its sizes, or `preset`, tell which Gemma it is.
+
+    Raises:
+      UserError: not a checkpoint, cut off, or of sizes that no preset has.
+    """
+    paths = _paths(directory)
+    where = {name: path for name, (path, _) in paths.items()}
+    shapes = {name: shape for name, (_, shape) in paths.items()}
+    config = configs.from_gemma(shapes, str(directory), preset=preset)
+    lock = threading.Lock()  # orbax runs an event loop a restore
+
+    def read(name: str, dtype) -> np.ndarray:
+        with lock:
+            return _restore(directory, where[name]).astype(dtype)
+
+    return Reader(str(directory), config, names.gemma(config, shapes), shapes, read)
+
+
+def read_config(directory: AnyPath, preset: str | None = None) -> DecoderConfig:
+    """The architecture that the checkpoint's sizes, or `preset`, tell."""
+    shapes = {name: shape for name, (_, shape) in _paths(directory).items()}
+    return configs.from_gemma(shapes, str(directory), preset=preset)
+
+
+def _paths(directory: AnyPath) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """For every tensor's name, flat and nested form alike, its path in the stored tree and its shape."""
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(directory).item_metadata.tree
+    except (ValueError, OSError, AttributeError, KeyError) as error:
+        raise UserError(
+            f"{directory} should be a whole orbax checkpoint, but is damaged ({first_line(error)}): fetch it again."
+        ) from None
+    found = {}
+    for path, leaf in flatten(tree).items():
+        name = "/".join(path).removeprefix("transformer/")
+        if "/mlp/" in name:
+            name = name.removesuffix("/w")
+        if names.is_weight(name):
+            found[name] = (path, tuple(leaf.shape))
+    return found
+
+
+def _restore(directory: AnyPath, path: Path) -> np.ndarray:
+    item: Any = unflatten({path: 0})
+    arguments = unflatten({path: ocp.RestoreArgs(restore_type=np.ndarray)})
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.restore(
+                directory, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
+            )
+    except (ValueError, OSError) as error:
+        where = "/".join(path)
+        raise UserError(f"{directory} is damaged at {where} ({first_line(error)}): fetch it again.") from None
+    return np.asarray(flatten(tree)[path])

@@ -1,0 +1,123 @@
+"""Loads a checkpoint of any format that is known."""
+
+import os
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from cascades.checkpoints import gemma, gguf, orbax, safetensors, sources
+from cascades.checkpoints.reader import Reader, read_params
+from cascades.checkpoints.sources import AnyPath
+from cascades.errors import UserError
+from cascades.models import DecoderConfig, abstract_params
+from cascades.typing import Params
+
+
+class Checkpoint(NamedTuple):
+    """A model in memory.
+
+    config: its architecture.
+    params: a nested dict of arrays, kernels in the asked dtype, norm scales in float32.
+    path: where its tokenizer can be read, for `tokenizers.load`.
+    """
+
+    config: DecoderConfig
+    params: Params
+    path: pathlib.Path
+
+
+def load(
+    uri: str | os.PathLike,
+    *,
+    dtype=jnp.float32,
+    preset: str | None = None,
+    shardings: Callable[[Params], Params] | None = None,
+    progress: bool = True,
+) -> Checkpoint:
+    """Loads a model, one tensor at a time: the host never holds much more than the result.
+
+    Args:
+      uri: see `resolve`. A GGUF file; a directory with `config.json` and `*.safetensors`; a released Gemma checkpoint
+        in Flax; or a directory that `save` wrote.
+      dtype: of the kernels, float32 or bfloat16.
+      preset: the shape where the files leave it open.
+      shardings: from the tree of `jax.ShapeDtypeStruct`s to a tree of `jax.sharding.Sharding`s; each tensor goes
+        straight to its devices. None = the default device.
+      progress: show a bar, where the standard error is a terminal.
+
+    Raises:
+      UserError: not found, not a model, cut off, of an architecture that is not known, or with tensors missing, left
+        over or misshapen (all are named at once).
+    """
+    path = _descend(sources.resolve(uri))
+    if (path / orbax.CONFIG).exists():
+        places = None if shardings is None else shardings(abstract_params(orbax.read_config(path), dtype))
+        config, params = orbax.load(path, dtype, shardings=places)
+    else:
+        reader = _open(path, preset)
+        places = None if shardings is None else shardings(abstract_params(reader.config, dtype))
+        config, params = reader.config, read_params(reader, dtype, shardings=places, progress=progress)
+    return Checkpoint(config, params, sources.tokenizer_directory(path))
+
+
+def read_config(path: str | os.PathLike, preset: str | None = None) -> DecoderConfig:
+    """The architecture of a checkpoint, without its weights.
+
+    Args:
+      path: what `resolve` returned, or a URI.
+      preset: as in `load`.
+
+    Raises:
+      UserError: as `load`.
+    """
+    path = _descend(sources.resolve(path))
+    if (path / orbax.CONFIG).exists():
+        return orbax.read_config(path)
+    if isinstance(path, pathlib.Path):  # in a bucket there are only orbax's
+        if path.is_file():
+            return gguf.read_config(path, gguf.read_header(path), preset)
+        if _has_safetensors(path):
+            return safetensors.read_config(path, preset)
+    return gemma.read_config(path, preset)
+
+
+def _open(path: AnyPath, preset: str | None) -> Reader:
+    if isinstance(path, pathlib.Path):
+        if path.is_file():
+            return gguf.open_reader(path, preset)
+        if _has_safetensors(path):
+            return safetensors.open_reader(path, preset)
+    return gemma.open_reader(path, preset)
+
+
+def _descend(path: AnyPath) -> AnyPath:
+    """The file or directory that holds the weights: archives often wrap it in one more directory.
+
+    Raises:
+      UserError: no weights in a form that is known.
+    """
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            return path.parent
+        return path
+    if _is_model(path):
+        return path
+    inner = [each for each in path.iterdir() if each.is_dir() and _is_model(each)]
+    files = [each for each in path.iterdir() if each.suffix == ".gguf"]
+    if len(inner) + len(files) == 1:
+        return (inner + files)[0]
+    names = ", ".join(sorted(each.name for each in path.iterdir())[:8]) or "nothing"
+    raise UserError(
+        f"{path} should be a GGUF file, a directory with config.json and *.safetensors, a released Gemma checkpoint or "
+        f"one that launch/convert.py wrote, but it holds {names}: give one model."
+    )
+
+
+def _is_model(directory: AnyPath) -> bool:
+    return (directory / orbax.CONFIG).exists() or gemma.is_checkpoint(directory) or _has_safetensors(directory)
+
+
+def _has_safetensors(directory: AnyPath) -> bool:
+    return (directory / safetensors.INDEX).exists() or any(directory.glob("*.safetensors"))

@@ -1,0 +1,186 @@
+"""What each family of files calls a decoder's parameters, and how its layout becomes ours.
+
+Ours: kernels with the contracted axis last (`q [N, H, D]`, `o [D, N, H]`, `gate [F, D]`, `down [D, F]`), rotary
+channels in halves, norm scales as the effective multiplier.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from cascades.checkpoints.reader import Path, Tensor
+from cascades.models import DecoderConfig
+
+# Tensors that some files carry beside the decoder's weights: tables that follow from the config, and image encoders.
+_NOT_WEIGHTS = re.compile(
+    r"rotary_emb\.inv_freq$|^rope_freqs\.weight$"
+    r"|(^|\.)(vision_tower|multi_modal_projector)\."
+    r"|^SigLiPFromPatches_0/|^vision_encoder/|^embedder/mm_"
+)
+
+
+def is_weight(name: str) -> bool:
+    """Whether a tensor may belong to the decoder."""
+    return not _NOT_WEIGHTS.search(name)
+
+
+def gguf(config: DecoderConfig, *, interleaved: bool) -> dict[Path, Tensor]:
+    """llama.cpp's names (https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py).
+
+    interleaved: rows of q and k lie as rotary pairs (the `llama` architecture); converters permuted them.
+    """
+    n, g, h, d, f = _sizes(config)
+    table = {
+        ("embed", "embedding"): Tensor("token_embd.weight", (config.vocab_size, d), _same),
+        ("final_norm", "scale"): Tensor("output_norm.weight", (d,), _same),
+    }
+    if not config.tied_head:
+        table["head", "kernel"] = Tensor("output.weight", (config.vocab_size, d), _same)
+    heads = _halves if interleaved else _reshape
+    for i in range(config.num_layers):
+        layer, blk = ("layers", str(i)), f"blk.{i}."
+        table |= {
+            (*layer, "attn_norm", "scale"): Tensor(f"{blk}attn_norm.weight", (d,), _same),
+            (*layer, "q", "kernel"): Tensor(f"{blk}attn_q.weight", (n * h, d), heads(n, h, d)),
+            (*layer, "k", "kernel"): Tensor(f"{blk}attn_k.weight", (g * h, d), heads(g, h, d)),
+            (*layer, "v", "kernel"): Tensor(f"{blk}attn_v.weight", (g * h, d), _reshape(g, h, d)),
+            (*layer, "o", "kernel"): Tensor(f"{blk}attn_output.weight", (d, n * h), _reshape(d, n, h)),
+            (*layer, "mlp_norm", "scale"): Tensor(f"{blk}ffn_norm.weight", (d,), _same),
+            (*layer, "gate", "kernel"): Tensor(f"{blk}ffn_gate.weight", (f, d), _same),
+            (*layer, "up", "kernel"): Tensor(f"{blk}ffn_up.weight", (f, d), _same),
+            (*layer, "down", "kernel"): Tensor(f"{blk}ffn_down.weight", (d, f), _same),
+        }
+        if config.qkv_bias:
+            table |= {
+                (*layer, "q", "bias"): Tensor(f"{blk}attn_q.bias", (n * h,), heads(n, h)),
+                (*layer, "k", "bias"): Tensor(f"{blk}attn_k.bias", (g * h,), heads(g, h)),
+                (*layer, "v", "bias"): Tensor(f"{blk}attn_v.bias", (g * h,), _reshape(g, h)),
+            }
+        if config.qk_norm:
+            table |= {
+                (*layer, "q_norm", "scale"): Tensor(f"{blk}attn_q_norm.weight", (h,), _same),
+                (*layer, "k_norm", "scale"): Tensor(f"{blk}attn_k_norm.weight", (h,), _same),
+            }
+        if config.post_norms:
+            table |= {
+                (*layer, "post_attn_norm", "scale"): Tensor(f"{blk}post_attention_norm.weight", (d,), _same),
+                (*layer, "post_mlp_norm", "scale"): Tensor(f"{blk}post_ffw_norm.weight", (d,), _same),
+            }
+    return table
+
+
+def huggingface(config: DecoderConfig, names: Iterable[str]) -> dict[Path, Tensor]:
+    """transformers' names; what stands before them in a multimodal model (`language_model.`) is found in `names`."""
+    n, g, h, d, f = _sizes(config)
+    norm = _one_plus if config.embed_scale else _same  # Gemma stores `scale - 1`
+    embedding = next((name for name in names if name.endswith("embed_tokens.weight")), "model.embed_tokens.weight")
+    root = embedding.removesuffix("embed_tokens.weight")
+    table = {
+        ("embed", "embedding"): Tensor(f"{root}embed_tokens.weight", (config.vocab_size, d), _same),
+        ("final_norm", "scale"): Tensor(f"{root}norm.weight", (d,), norm),
+    }
+    if not config.tied_head:
+        head = next((name for name in names if name.endswith("lm_head.weight")), "lm_head.weight")
+        table["head", "kernel"] = Tensor(head, (config.vocab_size, d), _same)
+    mlp_norm = "pre_feedforward_layernorm" if config.post_norms else "post_attention_layernorm"
+    for i in range(config.num_layers):
+        layer, at = ("layers", str(i)), f"{root}layers.{i}."
+        table |= {
+            (*layer, "attn_norm", "scale"): Tensor(f"{at}input_layernorm.weight", (d,), norm),
+            (*layer, "q", "kernel"): Tensor(f"{at}self_attn.q_proj.weight", (n * h, d), _reshape(n, h, d)),
+            (*layer, "k", "kernel"): Tensor(f"{at}self_attn.k_proj.weight", (g * h, d), _reshape(g, h, d)),
+            (*layer, "v", "kernel"): Tensor(f"{at}self_attn.v_proj.weight", (g * h, d), _reshape(g, h, d)),
+            (*layer, "o", "kernel"): Tensor(f"{at}self_attn.o_proj.weight", (d, n * h), _reshape(d, n, h)),
+            (*layer, "mlp_norm", "scale"): Tensor(f"{at}{mlp_norm}.weight", (d,), norm),
+            (*layer, "gate", "kernel"): Tensor(f"{at}mlp.gate_proj.weight", (f, d), _same),
+            (*layer, "up", "kernel"): Tensor(f"{at}mlp.up_proj.weight", (f, d), _same),
+            (*layer, "down", "kernel"): Tensor(f"{at}mlp.down_proj.weight", (d, f), _same),
+        }
+        if config.qkv_bias:
+            table |= {
+                (*layer, "q", "bias"): Tensor(f"{at}self_attn.q_proj.bias", (n * h,), _reshape(n, h)),
+                (*layer, "k", "bias"): Tensor(f"{at}self_attn.k_proj.bias", (g * h,), _reshape(g, h)),
+                (*layer, "v", "bias"): Tensor(f"{at}self_attn.v_proj.bias", (g * h,), _reshape(g, h)),
+            }
+        if config.qk_norm:
+            table |= {
+                (*layer, "q_norm", "scale"): Tensor(f"{at}self_attn.q_norm.weight", (h,), norm),
+                (*layer, "k_norm", "scale"): Tensor(f"{at}self_attn.k_norm.weight", (h,), norm),
+            }
+        if config.post_norms:
+            table |= {
+                (*layer, "post_attn_norm", "scale"): Tensor(f"{at}post_attention_layernorm.weight", (d,), norm),
+                (*layer, "post_mlp_norm", "scale"): Tensor(f"{at}post_feedforward_layernorm.weight", (d,), norm),
+            }
+    return table
+
+
+def gemma(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[Path, Tensor]:
+    """Google's names, without the leading `transformer/` (https://github.com/google-deepmind/gemma, gm/nn/_modules.py).
+
+    Models with as many key as query heads hold one `qkv_einsum`. From Gemma 2 9B on the gate's matrix is stored
+    transposed, which only its shape tells.
+    """
+    n, g, h, d, f = _sizes(config)
+    table = {
+        ("embed", "embedding"): Tensor("embedder/input_embedding", (config.vocab_size, d), _same),
+        ("final_norm", "scale"): Tensor("final_norm/scale", (d,), _one_plus),
+    }
+    for i in range(config.num_layers):
+        layer, at = ("layers", str(i)), f"layer_{i}/"
+        gating = shapes.get(f"{at}mlp/gating_einsum")
+        transposed = gating is not None and tuple(gating) == (2, f, d)
+        gate = (lambda j: lambda w: w[j]) if transposed else (lambda j: lambda w: w[j].T)
+        gate_shape = (2, f, d) if transposed else (2, d, f)
+        table |= {
+            (*layer, "attn_norm", "scale"): Tensor(f"{at}pre_attention_norm/scale", (d,), _one_plus),
+            (*layer, "o", "kernel"): Tensor(f"{at}attn/attn_vec_einsum/w", (n, h, d), lambda w: w.transpose(2, 0, 1)),
+            (*layer, "mlp_norm", "scale"): Tensor(f"{at}pre_ffw_norm/scale", (d,), _one_plus),
+            (*layer, "gate", "kernel"): Tensor(f"{at}mlp/gating_einsum", gate_shape, gate(0)),
+            (*layer, "up", "kernel"): Tensor(f"{at}mlp/gating_einsum", gate_shape, gate(1)),
+            (*layer, "down", "kernel"): Tensor(f"{at}mlp/linear", (f, d), lambda w: w.T),
+        }
+        if n == g:
+            for j, name in enumerate("qkv"):
+                table[(*layer, name, "kernel")] = Tensor(f"{at}attn/qkv_einsum/w", (3, n, d, h), _einsum(j))
+        else:
+            table[(*layer, "q", "kernel")] = Tensor(f"{at}attn/q_einsum/w", (n, d, h), lambda w: w.swapaxes(1, 2))
+            for j, name in enumerate("kv"):
+                table[(*layer, name, "kernel")] = Tensor(f"{at}attn/kv_einsum/w", (2, g, d, h), _einsum(j))
+        if config.qk_norm:
+            table |= {
+                (*layer, "q_norm", "scale"): Tensor(f"{at}attn/_query_norm/scale", (h,), _one_plus),
+                (*layer, "k_norm", "scale"): Tensor(f"{at}attn/_key_norm/scale", (h,), _one_plus),
+            }
+        if config.post_norms:
+            table |= {
+                (*layer, "post_attn_norm", "scale"): Tensor(f"{at}post_attention_norm/scale", (d,), _one_plus),
+                (*layer, "post_mlp_norm", "scale"): Tensor(f"{at}post_ffw_norm/scale", (d,), _one_plus),
+            }
+    return table
+
+
+def _sizes(config: DecoderConfig) -> tuple[int, int, int, int, int]:
+    return config.num_heads, config.num_kv_heads, config.head_dim, config.d_model, config.d_ff
+
+
+def _same(w: np.ndarray) -> np.ndarray:
+    return w
+
+
+def _one_plus(w: np.ndarray) -> np.ndarray:
+    return w + np.ones((), w.dtype)
+
+
+def _reshape(*shape: int):
+    return lambda w: w.reshape(shape)
+
+
+def _halves(heads: int, head_dim: int, *rest: int):
+    """Undoes llama.cpp's permutation: channels (2i, 2i + 1) go back to (i, i + H/2)."""
+    return lambda w: w.reshape(heads, head_dim // 2, 2, *rest).swapaxes(1, 2).reshape(heads, head_dim, *rest)
+
+
+def _einsum(index: int):
+    return lambda w: w[index].swapaxes(1, 2)

@@ -1,0 +1,165 @@
+"""Our own checkpoints: orbax parameters, `cascades.json`, and the tokenizer's files beside them."""
+
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from cascades.checkpoints import configs, gguf
+from cascades.checkpoints.reader import check, flatten, unflatten
+from cascades.checkpoints.sources import TOKENIZER_FILES, AnyPath, bucket, bucket_errors, first_line
+from cascades.errors import UserError
+from cascades.models import DecoderConfig, abstract_params
+from cascades.typing import Params
+
+CONFIG = "cascades.json"
+FORMAT = 1
+PARAMS = "params"
+
+
+def save(
+    directory: str | os.PathLike,
+    config: DecoderConfig,
+    params: Params,
+    *,
+    tokenizer_source: str | os.PathLike | None = None,
+) -> None:
+    """Writes a checkpoint that `load` and `tokenizers.load` read.
+
+    A local directory appears whole or not at all: it is written beside its place and renamed. Where several processes
+    save, or to a bucket, it is written in place, and `cascades.json` comes last.
+
+    Args:
+      directory: must not exist, or be empty.
+      config: the architecture.
+      params: fit it; saved in their own dtypes.
+      tokenizer_source: the GGUF file or the directory whose tokenizer goes along.
+
+    Raises:
+      UserError: the directory is taken, or the parameters do not fit the config.
+    """
+    target = writable(directory)
+    check("the parameters to save", _shapes(abstract_params(config)), _shapes(params))
+    in_place = jax.process_count() > 1 or not isinstance(target, pathlib.Path)
+    scratch = target if in_place else target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(scratch / PARAMS, params)
+        if jax.process_index() == 0:
+            if tokenizer_source is not None:
+                copy_tokenizer(pathlib.Path(tokenizer_source), scratch)
+            content = {"format": FORMAT, "config": configs.to_json(config), "files": _files(scratch)}
+            (scratch / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if not in_place:
+            if target.exists():
+                target.rmdir()
+            scratch.rename(target)
+    finally:
+        if not in_place:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def read_config(directory: AnyPath) -> DecoderConfig:
+    """The architecture in `cascades.json`."""
+    return configs.from_json(_description(directory)["config"], str(directory / CONFIG))
+
+
+def load(directory: AnyPath, dtype, *, shardings: Params | None = None) -> tuple[DecoderConfig, Params]:
+    """Restores a checkpoint straight into `dtype` (norm scales: float32) and, where given, onto a tree of shardings.
+
+    Raises:
+      UserError: cut off, or tensors that do not fit its config.
+    """
+    config = read_config(directory)
+    _check_files(directory)
+    where = directory / PARAMS
+    abstract = flatten(abstract_params(config, dtype))
+    places = {} if shardings is None else flatten(shardings)
+    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places.get(path, default))
+        for path, leaf in abstract.items()
+    }
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            stored = checkpointer.metadata(where).item_metadata.tree
+            check(str(directory), _shapes(unflatten(abstract)), _shapes(stored))
+            return config, checkpointer.restore(where, unflatten(target))
+    except (ValueError, OSError, AttributeError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{directory} is cut off or damaged ({first_line(error)}): convert the model again.") from None
+
+
+def copy_tokenizer(source: pathlib.Path, target: AnyPath) -> None:
+    """Copies what `tokenizers.load` reads: a GGUF file's keys as `tokenizer.gguf`, or a directory's files."""
+    if source.is_file() and source.suffix == ".model":
+        (target / "tokenizer.model").write_bytes(source.read_bytes())
+    elif source.is_file():
+        gguf.copy_metadata(source, target / "tokenizer.gguf")
+    else:
+        # Released Gemma checkpoints keep tokenizer.model beside the checkpoint's directory.
+        folder = source if any((source / name).exists() for name in TOKENIZER_FILES) else source.parent
+        names = TOKENIZER_FILES if folder == source else ("tokenizer.model",)
+        for name in names:
+            if (folder / name).exists():
+                (target / name).write_bytes((folder / name).read_bytes())
+
+
+def writable(directory: str | os.PathLike) -> AnyPath:
+    """Where a checkpoint may be written.
+
+    Raises:
+      UserError: the directory is taken, or no such place can be written.
+    """
+    uri = os.fspath(directory)
+    if "://" in uri:
+        target = bucket(uri)
+        with bucket_errors(uri):
+            taken = (target / CONFIG).exists()
+    else:
+        target = pathlib.Path(uri).expanduser().absolute()
+        taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
+    if taken and jax.process_index() == 0:  # the others may see what the first has begun
+        raise UserError(f"{target} should be a new directory, but is taken: give another one, or remove it.")
+    return target
+
+
+def _description(directory: AnyPath) -> dict[str, Any]:
+    path = directory / CONFIG
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        version, _, _ = content["format"], content["config"], content["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} should describe a checkpoint, but cannot be read: convert the model again.") from None
+    if version != FORMAT:
+        raise UserError(f"{path} is of format {version}, but format {FORMAT} was expected: convert the model again.")
+    return content
+
+
+def _files(directory: AnyPath) -> dict[str, int]:
+    """Sizes of the parameters' files; in a bucket none is ever cut off."""
+    if not isinstance(directory, pathlib.Path):
+        return {}
+    files = sorted(path for path in (directory / PARAMS).rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
+
+
+def _check_files(directory: AnyPath) -> None:
+    """Finds what an interrupted copy left out: orbax would tell it with tracebacks from its own threads."""
+    if not isinstance(directory, pathlib.Path):
+        return
+    for name, size in _description(directory)["files"].items():
+        path = directory / name
+        found = path.stat().st_size if path.is_file() else 0
+        if found != size:
+            raise UserError(f"{path} should be {size} bytes long, but has {found}: copy or convert the model again.")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {"/".join(path): tuple(leaf.shape) for path, leaf in flatten(tree).items()}

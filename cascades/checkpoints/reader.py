@@ -1,0 +1,181 @@
+"""What every foreign format has in common: names and shapes, checked at once, then read one tensor at a time."""
+
+import concurrent.futures
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from cascades.errors import UserError
+from cascades.models import DecoderConfig, abstract_params
+from cascades.typing import Params
+
+Path = tuple[str, ...]  # of a parameter in the nested tree: ("layers", "0", "q", "kernel")
+
+# NumPy frees the interpreter's lock while it dequantises; each worker holds one tensor.
+_WORKERS = min(8, os.cpu_count() or 1)
+_SHOWN = 6
+_ALIGNMENT = 64
+
+
+class Tensor(NamedTuple):
+    """Where one parameter comes from.
+
+    name: its tensor in the checkpoint; several parameters may share one (Gemma's `kv_einsum`).
+    shape: the shape it must have there.
+    convert: from the checkpoint's layout to ours; gets and returns NumPy arrays of the final dtype.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    convert: Callable[[np.ndarray], np.ndarray]
+
+
+Table = Mapping[Path, Tensor]
+
+
+class Reader(NamedTuple):
+    """An opened checkpoint.
+
+    label: what messages call it.
+    config: the architecture.
+    table: for every parameter of the model, its tensor.
+    shapes: every tensor that the checkpoint holds, without those that are known not to be weights of the decoder.
+    read: `(name, dtype) -> array` of `shapes[name]`; called from several threads.
+    """
+
+    label: str
+    config: DecoderConfig
+    table: Table
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str, Any], np.ndarray]
+
+
+def read_params(reader: Reader, dtype, *, shardings: Params | None = None, progress: bool = True) -> Params:
+    """Reads all parameters, each into its final dtype, layout and place before many others are touched.
+
+    Args:
+      reader: the checkpoint.
+      dtype: of the kernels; norm scales stay float32.
+      shardings: a tree like the parameters', of `jax.sharding.Sharding`s; None = the default device.
+      progress: show a bar, where the standard error is a terminal.
+
+    Raises:
+      UserError: names every missing, unused and misshapen tensor together, before anything is read.
+    """
+    abstract = flatten(abstract_params(reader.config, dtype))
+    check(reader.label, {tensor.name: tensor.shape for tensor in reader.table.values()}, reader.shapes)
+    places = {} if shardings is None else flatten(shardings)
+
+    paths_of: dict[str, list[Path]] = {}
+    for path, tensor in reader.table.items():
+        paths_of.setdefault(tensor.name, []).append(path)
+
+    def fetch(name: str) -> dict[Path, jax.Array]:
+        value = reader.read(name, abstract[paths_of[name][0]].dtype)
+        done = {}
+        for path in paths_of[name]:
+            part, leaf = reader.table[path].convert(value), abstract[path]
+            if part.shape != leaf.shape or part.dtype != leaf.dtype:
+                raise AssertionError(f"{name} gave {part.dtype}{part.shape}, the model has {leaf.dtype}{leaf.shape}")
+            done[path] = put(part, places.get(path))
+        return done
+
+    flat: dict[Path, jax.Array] = {}
+    largest_first = sorted(paths_of, key=lambda name: -math.prod(reader.shapes[name]))
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in abstract.values())
+    with (
+        concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool,
+        tqdm(total=total, desc="loading", unit="B", unit_scale=True, disable=None if progress else True) as bar,
+    ):
+        jobs = [pool.submit(fetch, name) for name in largest_first]
+        try:
+            for job in concurrent.futures.as_completed(jobs):
+                done = job.result()
+                flat |= done
+                bar.update(sum(value.nbytes for value in done.values()))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return unflatten(flat)
+
+
+def put(value: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """Hands an array to JAX; on a CPU an aligned one is not copied.
+
+    With a sharding, each process gives its own devices their shards (`device_put` would compare all processes' values).
+    """
+    if not value.flags.c_contiguous or value.ctypes.data % _ALIGNMENT:
+        aligned = empty(value.shape, value.dtype)
+        aligned[...] = value
+        value = aligned
+    if sharding is None:
+        return jax.device_put(value)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """An uninitialised array on a boundary where XLA's CPU client takes it as it is."""
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(count + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + count].view(dtype).reshape(shape)
+
+
+def check(label: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    """Compares names and shapes.
+
+    Raises:
+      UserError: one sentence with every missing, unused and misshapen tensor; alike names of many layers are grouped.
+    """
+    wrong = [name for name in expected if name in found and tuple(found[name]) != tuple(expected[name])]
+    problems = [
+        _list("missing", [name for name in expected if name not in found]),
+        _list("not used", [name for name in found if name not in expected]),
+        _list("misshapen", wrong, lambda name: f" is {list(found[name])}, expected {list(expected[name])}"),
+    ]
+    if any(problems):
+        found_wrong = "; ".join(filter(None, problems))
+        raise UserError(
+            f"{label} should hold the {len(expected)} tensors of its architecture, but has {found_wrong}: give that "
+            "model's files, or another preset."
+        )
+
+
+def _list(kind: str, names: Iterable[str], detail: Callable[[str], str] = lambda name: "") -> str:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"(?<=[._/])\d+(?=[./])", "*", name, count=1) + detail(name), []).append(name)
+    if not groups:
+        return ""
+    shown = [
+        f"{members[0]}{detail(members[0])}" if len(members) == 1 else f"{pattern} ({len(members)} layers)"
+        for pattern, members in groups.items()
+    ]
+    rest = sum(len(members) for members in list(groups.values())[_SHOWN:])
+    return f"{kind}: {', '.join(shown[:_SHOWN])}" + (f" and {rest} more" if rest else "")
+
+
+def flatten(tree: Params, prefix: Path = ()) -> dict[Path, Any]:
+    """A nested dict as one with tuples of keys."""
+    flat: dict[Path, Any] = {}
+    for key, value in tree.items():
+        path = (*prefix, str(key))
+        flat |= flatten(value, path) if isinstance(value, Mapping) else {path: value}
+    return flat
+
+
+def unflatten(flat: Mapping[Path, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for (*parents, last), value in flat.items():
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree

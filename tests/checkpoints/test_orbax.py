@@ -1,0 +1,143 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cascades import checkpoints
+from cascades.checkpoints import orbax
+from cascades.errors import UserError
+from cascades.models import decoder
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    checkpoints.save(tmp_path / "ours", model.config, model.params)
+    return tmp_path / "ours"
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_every_family_comes_back_exactly(model, saved, assert_params, dtype):
+    loaded = checkpoints.load(saved, dtype=dtype)
+    assert loaded.config == model.config == checkpoints.read_config(saved)
+    assert loaded.path == saved
+    assert_params(loaded.params, model.params, dtype)
+
+
+def test_params_land_on_their_shardings(build, tmp_path, assert_params):
+    model = build("llama")
+    checkpoints.save(tmp_path / "ours", model.config, model.params)
+    mesh = jax.make_mesh((1,), ("model",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    params = checkpoints.load(tmp_path / "ours", shardings=lambda tree: jax.tree.map(lambda _: sharding, tree)).params
+    assert {leaf.sharding for leaf in jax.tree.leaves(params)} == {sharding}
+    assert_params(params, model.params)
+
+
+def test_a_taken_directory_is_left_alone(build, tmp_path):
+    model = build("llama")
+    (tmp_path / "ours").mkdir()
+    checkpoints.save(tmp_path / "ours", model.config, model.params)  # an empty one is no obstacle
+    before = (tmp_path / "ours" / "cascades.json").read_text()
+    with pytest.raises(UserError, match="is taken"):
+        checkpoints.save(tmp_path / "ours", build("qwen2").config, build("qwen2").params)
+    assert (tmp_path / "ours" / "cascades.json").read_text() == before
+
+
+def test_places_that_cannot_be_written(build):
+    model = build("llama")
+    with pytest.raises(UserError, match="not in 's3://bucket/ours'"):
+        checkpoints.save("s3://bucket/ours", model.config, model.params)
+
+
+def test_params_must_fit_the_config(build, tmp_path):
+    with pytest.raises(UserError, match=r"missing: layers/\*/k/bias \(2 layers\)"):
+        checkpoints.save(tmp_path / "ours", build("qwen2").config, build("gemma").params)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_stays_when_a_save_fails(build, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(orbax, "copy_tokenizer", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.save(tmp_path / "ours", build("llama").config, build("llama").params, tokenizer_source=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directorys_tokenizer_goes_along(build, tmp_path):
+    source = tmp_path / "hf"
+    source.mkdir()
+    for name in ("tokenizer.json", "chat_template.jinja", "config.json"):
+        (source / name).write_text(name)
+    checkpoints.save(tmp_path / "ours", build("llama").config, build("llama").params, tokenizer_source=source)
+    names = {path.name for path in (tmp_path / "ours").iterdir()}
+    assert names == {"params", "cascades.json", "tokenizer.json", "chat_template.jinja"}
+
+
+def test_a_tokenizer_beside_a_released_gemma(build, tmp_path):
+    (tmp_path / "released" / "2b").mkdir(parents=True)
+    (tmp_path / "released" / "tokenizer.model").write_bytes(b"pieces")
+    config, params = build("gemma").config, build("gemma").params
+    checkpoints.save(tmp_path / "ours", config, params, tokenizer_source=tmp_path / "released" / "2b")
+    assert (tmp_path / "ours" / "tokenizer.model").read_bytes() == b"pieces"
+
+
+def rewrite(directory, change):
+    path = directory / "cascades.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda content: content.update(format=2), "format 1 was expected"),
+        (lambda content: content.pop("config"), "cannot be read"),
+        (lambda content: content["config"].update(experts=8), "gives experts"),
+        (lambda content: content["config"].pop("d_ff"), "d_ff"),
+    ],
+)
+def test_a_description_that_does_not_fit(build, tmp_path, change, reason):
+    model = build("llama")
+    checkpoints.save(tmp_path / "ours", model.config, model.params)
+    rewrite(tmp_path / "ours", change)
+    with pytest.raises(UserError, match=reason):
+        checkpoints.load(tmp_path / "ours")
+
+
+@pytest.mark.parametrize("cut", [0, 1, None])
+def test_an_interrupted_copy(build, tmp_path, cut):
+    model = build("llama")
+    checkpoints.save(tmp_path / "ours", model.config, model.params)
+    largest = max((tmp_path / "ours" / "params").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    size = largest.stat().st_size
+    if cut is None:
+        largest.unlink()
+    else:
+        largest.write_bytes(largest.read_bytes()[: size - 1] if cut else b"")
+    with pytest.raises(
+        UserError, match=f"{largest.name} should be {size} bytes long, but has {size - 1 if cut else 0}"
+    ):
+        checkpoints.load(tmp_path / "ours")
+
+
+def test_tensors_that_do_not_fit_are_named(build, tmp_path):
+    model = build("llama")
+    checkpoints.save(tmp_path / "ours", model.config, model.params)
+    rewrite(tmp_path / "ours", lambda content: content["config"].update(d_ff=97, num_layers=3))
+    with pytest.raises(UserError, match=r"missing: layers/2/.*misshapen: layers/\*/down/kernel is \[64, 96\]"):
+        checkpoints.load(tmp_path / "ours")
+
+
+def test_loaded_params_run(build, tmp_path):
+    model = build("gemma3")
+    checkpoints.save(tmp_path / "ours", model.config, model.params)
+    params = checkpoints.load(tmp_path / "ours").params
+    functions = decoder(model.config)
+    tokens = jnp.arange(5, dtype=jnp.int32)[None]
+    outputs = [functions.extend(tree, tokens, functions.init_cache(1, 8))[0].logits for tree in (params, model.params)]
+    np.testing.assert_array_equal(*outputs)

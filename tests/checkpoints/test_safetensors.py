@@ -1,0 +1,109 @@
+import json
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from cascades import checkpoints
+from cascades.errors import UserError
+
+
+def test_every_family_comes_back_exactly(model, write_huggingface, assert_params):
+    loaded = checkpoints.load(write_huggingface(model))
+    assert loaded.params["final_norm"]["scale"].dtype == jnp.float32
+    assert_params(loaded.params, model.params)
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_shards_with_and_without_an_index(build, write_huggingface, assert_params, index):
+    model = build("llama")
+    assert_params(checkpoints.load(write_huggingface(model, shards=3, index=index)).params, model.params)
+
+
+@pytest.mark.parametrize("stored", [ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("asked", [jnp.float32, jnp.bfloat16])
+def test_half_precision_files(build, write_huggingface, assert_params, stored, asked):
+    model = build("gemma2")
+    directory = write_huggingface(model, dtype=stored)
+    assert_params(checkpoints.load(directory, dtype=asked).params, model.params, asked)
+
+
+def test_the_text_of_a_multimodal_model(build, write_huggingface, assert_params):
+    from checkpoint_files import huggingface_config
+
+    model = build("gemma3")
+    config = {"model_type": "gemma3", "text_config": huggingface_config(model)}
+    extra = {
+        "vision_tower.encoder.weight": np.zeros(3, np.float32),
+        "multi_modal_projector.mm_input_projection_weight": np.zeros(3, np.float32),
+    }
+    for i, prefix in enumerate(("language_model.model.", "model.language_model.")):
+        vision = {f"model.{key}" if i else key: value for key, value in extra.items()}
+        directory = write_huggingface(model, f"hf{i}", prefix=prefix, config=config, extra=vision)
+        loaded = checkpoints.load(directory)
+        assert loaded.config == model.config
+        assert_params(loaded.params, model.params)
+
+
+def test_a_repeated_embedding_is_not_a_head(build, write_huggingface, assert_params):
+    model = build("qwen2")
+    extra = {"lm_head.weight": np.zeros((48, 64), np.float32), "model.rotary_emb.inv_freq": np.zeros(4, np.float32)}
+    assert_params(checkpoints.load(write_huggingface(model, extra=extra)).params, model.params)
+
+
+def test_a_missing_shard_is_named(build, write_huggingface):
+    directory = write_huggingface(build("llama"), shards=3)
+    (directory / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(UserError, match="model-00002-of-00003.safetensors is missing"):
+        checkpoints.load(directory)
+
+
+def test_a_truncated_shard(build, write_huggingface):
+    file = write_huggingface(build("llama")) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match="model.safetensors should be a whole"):
+        checkpoints.load(file.parent)
+
+
+def test_a_missing_tensor_is_named(build, write_huggingface):
+    model = build("llama")
+    directory = write_huggingface(model, shards=2, index=False)
+    (directory / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match="missing: "):
+        checkpoints.load(directory)
+
+
+def test_an_unknown_architecture_is_named(build, write_huggingface):
+    directory = write_huggingface(build("llama"), config={"model_type": "mamba"})
+    with pytest.raises(UserError, match="'mamba'.*llama, qwen2, gemma, gemma2, gemma3_text, gemma3"):
+        checkpoints.load(directory)
+
+
+def test_without_a_config_a_preset_is_needed(build, write_huggingface):
+    directory = write_huggingface(build("llama"))
+    (directory / "config.json").unlink()
+    with pytest.raises(UserError, match="config.json"):
+        checkpoints.load(directory)
+    with pytest.raises(UserError, match=r"embed_tokens.weight is \[48, 64\], expected \[128256, 2048\]"):
+        checkpoints.load(directory, preset="llama32_1b")
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_config(build, write_huggingface, content):
+    directory = write_huggingface(build("llama"))
+    (directory / "config.json").write_text(content)
+    with pytest.raises(UserError, match="config.json should"):
+        checkpoints.load(directory)
+
+
+def test_one_file_stands_for_its_directory(build, write_huggingface, assert_params):
+    model = build("gemma")
+    assert_params(checkpoints.load(write_huggingface(model) / "model.safetensors").params, model.params)
+
+
+def test_the_index_of_a_file_that_is_not_an_object(build, write_huggingface):
+    directory = write_huggingface(build("llama"), shards=2)
+    (directory / "model.safetensors.index.json").write_text(json.dumps("nothing"))
+    with pytest.raises(UserError, match="index.json should hold a JSON object"):
+        checkpoints.load(directory)
