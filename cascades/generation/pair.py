@@ -1,0 +1,81 @@
+"""A verifier and its drafter in memory."""
+
+import re
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from cascades import checkpoints, tokenizers
+from cascades.checkpoints.sources import tokenizer_directory
+from cascades.errors import UserError
+from cascades.models import decoder
+from cascades.models.ngram import ngram
+from cascades.tokenizers import Tokenizer
+from cascades.typing import Model, Params
+
+_NGRAM = re.compile(r"ngram://(\d+)")
+
+
+class Language(NamedTuple):
+    """A model with its weights and tokenizer. name: the URI it came from."""
+
+    name: str
+    model: Model
+    params: Params
+    tokenizer: Tokenizer
+
+
+class Pair(NamedTuple):
+    """What decodes: `drafter` is None where the method needs none."""
+
+    verifier: Language
+    drafter: Language | None
+
+
+def load_pair(
+    verifier: str,
+    drafter: str | None,
+    *,
+    verifier_preset: str | None = None,
+    drafter_preset: str | None = None,
+    dtype=jnp.float32,
+) -> Pair:
+    """Loads both models.
+
+    Args:
+      verifier, drafter: URIs, see `checkpoints.resolve`. A drafter may also be `ngram://N`, which looks the last N
+        tokens up in the text itself and needs no weights.
+      verifier_preset, drafter_preset: architectures, where the files do not say.
+      dtype: of the weights, float32 or bfloat16.
+
+    Raises:
+      UserError: a model cannot be had, or the two do not share a vocabulary.
+    """
+    if drafter is not None and drafter.startswith("ngram") and not _NGRAM.fullmatch(drafter):
+        raise UserError(f"an n-gram drafter is written ngram://N with N from 1, as in ngram://3, not {drafter!r}")
+    large = _load(verifier, verifier_preset, dtype)
+    if drafter is None:
+        return Pair(large, None)
+    if match := _NGRAM.fullmatch(drafter):
+        model = ngram(large.model.vocab_size, large.model.context_length, order=int(match[1]))
+        return Pair(large, Language(drafter, model, {}, large.tokenizer))
+    if drafter == verifier and drafter_preset == verifier_preset:
+        return Pair(large, large)
+    tokenizer = tokenizers.load(tokenizer_directory(checkpoints.resolve(drafter)), drafter_preset)
+    tokenizers.check_same_vocabulary(tokenizer, large.tokenizer)  # before the weights, which take longer
+    return Pair(large, _load(drafter, drafter_preset, dtype))
+
+
+def shared_vocabulary(pair: Pair) -> int:
+    """Returns how many logits both models have for the same tokens; those behind are padding."""
+    size = min(pair.verifier.tokenizer.vocab_size, pair.verifier.model.vocab_size)
+    if pair.drafter is None:
+        return size
+    common = tokenizers.check_same_vocabulary(pair.drafter.tokenizer, pair.verifier.tokenizer)
+    return min(size, common, pair.drafter.model.vocab_size)
+
+
+def _load(uri: str, preset: str | None, dtype) -> Language:
+    checkpoint = checkpoints.load(uri, dtype=dtype, preset=preset)
+    tokenizer = tokenizers.load(checkpoint.path, preset)
+    return Language(uri, decoder(checkpoint.config, dtype), checkpoint.params, tokenizer)

@@ -1,0 +1,164 @@
+"""How text is decoded, checked before anything is loaded or compiled."""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cascades import rules
+from cascades.decoding import sees_drafter_only
+from cascades.errors import UserError
+from cascades.lookahead import DraftLength, given_costs, verifier_guided
+from cascades.rules import Pair, Target
+
+METHODS = ("speculative", "verifier_only", "drafter_only", "token_cascade", "oracle_cascade", "sequence_cascade")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The knobs of a run.
+
+    method: one of `METHODS`. rule: a deferral rule. alpha: its threshold; of a sequence cascade the mean negative
+      log-probability, in nats a token, above which the verifier answers instead. k_max: longest draft. lookahead: how
+      many tokens to draft next; a function that makes one is called.
+    temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
+    coupling, bonus: see method.md, sections 1 and README. seed: of all random numbers.
+    max_new_tokens: per request. context: most tokens of prompt and answer; None is what the prompts need.
+    batch_size: requests that are decoded together. stop: strings that end an answer, or one. ignore_eos: for
+      benchmarks.
+    costs: c and v_0 … v_k_max for the lookahead; None measures them at start-up.
+
+    Raises:
+      UserError: a knob with a value that it cannot have.
+    """
+
+    method: str = "speculative"
+    rule: Callable = rules.token_v3
+    alpha: float = 0.1
+    k_max: int = 8
+    lookahead: DraftLength | Callable[[], DraftLength] = verifier_guided
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    coupling: str = "maximal"
+    bonus: str = "verifier"
+    seed: int = 0
+    max_new_tokens: int = 128
+    context: int | None = None
+    batch_size: int = 1
+    stop: Sequence[str] = ()
+    ignore_eos: bool = False
+    costs: tuple[float, tuple[float, ...]] | None = None
+
+    def __post_init__(self):
+        _one_of("METHOD", self.method, METHODS)
+        _one_of("COUPLING", self.coupling, ("maximal", "gumbel"))
+        _one_of("BONUS", self.bonus, ("verifier", "target"))
+        _rule(self.rule)
+        object.__setattr__(self, "lookahead", _controller(self.lookahead))
+        low, high = rules.ALPHA_RANGE.get(self.plain_rule, (-math.inf, math.inf))
+        name = getattr(self.rule, "__name__", "this rule")
+        if self.method == "sequence_cascade":
+            low, high, name = 0.0, math.inf, "a sequence cascade"
+        _number("ALPHA", self.alpha, low, high, f" for {name}", infinite=True)
+        _whole("K_MAX", self.k_max, 1, 64)
+        _number("TEMPERATURE", self.temperature, 0.0, 100.0)
+        _whole("TOP_K", self.top_k, 0, 1 << 30)
+        _number("TOP_P", self.top_p, 0.0, 1.0)
+        if self.top_p == 0:
+            raise UserError("TOP_P must be greater than 0 (1 turns it off), not 0")
+        _number("MIN_P", self.min_p, 0.0, 1.0)
+        _whole("SEED", self.seed, 0, (1 << 32) - 1)
+        _whole("MAX_NEW_TOKENS", self.max_new_tokens, 1, 1 << 24)
+        _whole("BATCH_SIZE", self.batch_size, 1, 4096)
+        if self.context is not None:
+            _whole("CONTEXT", self.context, 2, 1 << 24)
+        _one_of("IGNORE_EOS", self.ignore_eos, (True, False))
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, list | tuple) or not all(isinstance(text, str) and text for text in stop):
+            raise UserError(f"STOP must be a list of strings that are not empty, as in ['\\n\\n'], not {self.stop!r}")
+        object.__setattr__(self, "stop", tuple(stop))
+        if self.method == "token_cascade" and not sees_drafter_only(self.rule):
+            raise UserError(
+                f"a token cascade needs a rule that looks at the drafter only (chow or chow_log), not {name}: "
+                "choose --gin.RULE=@chow, or METHOD='oracle_cascade'"
+            )
+        if self.costs is not None:
+            try:
+                draft, verify = self.costs
+                given_costs(self.k_max, draft, tuple(verify))
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"COSTS must be (c, (v_0, …, v_{self.k_max})), a drafter step and verifier passes, "
+                    f"not {self.costs!r}: {error}"
+                ) from None
+
+    @property
+    def plain_rule(self) -> Callable:
+        """The rule itself, which gin wraps."""
+        return inspect.unwrap(self.rule, stop=lambda function: function in rules.ALPHA_RANGE)
+
+    @property
+    def needs_drafter(self) -> bool:
+        return self.method != "verifier_only"
+
+
+def _names() -> str:
+    return ", ".join(rules.__all__)
+
+
+def _rule(rule) -> None:
+    """Tries the rule on shapes alone, so that a function that is none is found before a program is built with it."""
+    name = getattr(rule, "__name__", repr(rule))
+    probs: Any = jax.ShapeDtypeStruct((2, 5), jnp.float32)
+    row = jax.ShapeDtypeStruct((2,), jnp.float32)
+    if not callable(rule) or isinstance(rule, type):
+        raise UserError(f"RULE must be a deferral rule such as @token_v3 (one of {_names()}), not {name}")
+    try:
+        target = jax.eval_shape(rule, Pair(probs, probs, probs, probs), row)
+    except Exception as error:  # whatever a function does that is no rule, or one of the user's own
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"RULE must be a function (pair, alpha) -> Target (one of {_names()}, or your own), but {name} fails: "
+            f"{reason}"
+        ) from error
+    shapes = [(leaf.shape, leaf.dtype) for leaf in target] if isinstance(target, Target) else None
+    if shapes != [((2, 5), jnp.float32), ((2,), jnp.float32)]:
+        raise UserError(
+            f"RULE must return Target(pi, defer), float32, of the shapes [b, v] and [b], but {name} returns {target}"
+        )
+
+
+def _controller(lookahead) -> DraftLength:
+    """Returns a draft-length controller; `@fixed` does as well as `@fixed()`."""
+    found, name = lookahead, getattr(lookahead, "__name__", repr(lookahead))
+    wanted = f"LOOKAHEAD must be a draft-length controller such as @verifier_guided(), not {name}"
+    if callable(found):
+        try:
+            found = found()
+        except TypeError as error:
+            raise UserError(wanted) from error
+    if not isinstance(found, DraftLength):
+        raise UserError(wanted)
+    return found
+
+
+def _one_of(name: str, value, choices: tuple) -> None:
+    if value not in choices or type(value) is not type(choices[0]):  # 1 is not True
+        raise UserError(f"{name} must be {' or '.join(map(str, choices))}, not {value!r}")
+
+
+def _whole(name: str, value, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise UserError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+
+
+def _number(name: str, value, low: float, high: float, what: str = "", infinite: bool = False) -> None:
+    real = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if not real or not low <= value <= high or (math.isinf(value) and not infinite):
+        raise UserError(f"{name}{what} must be a number from {low:g} to {high:g}, not {value!r}")
