@@ -1,0 +1,1 @@
+"""Runs that a person starts: decode, sweep, benchmark."""

@@ -1,0 +1,252 @@
+"""Decodes prompts: the run function of `launch/decode.py`."""
+
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+from cascades import checkpoints, lookahead, rules
+from cascades.errors import UserError
+from cascades.experiments import prompts as prompt_files
+from cascades.experiments import records, terminal
+from cascades.generation import Engine, Finished, Query, Result, Settings, build, generate, load_pair, queries
+from cascades.generation.engine import Shapes, slots_for
+from cascades.generation.stream import query
+from cascades.lookahead import DraftLength
+
+_CHAT_SLOTS = 1024  # tokens of a conversation before it is compiled for a longer one
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def decode(
+    *,
+    verifier: str,
+    drafter: str | None = None,
+    verifier_preset: str | None = None,
+    drafter_preset: str | None = None,
+    dtype: str | None = None,
+    method: str = "speculative",
+    rule: Callable = rules.token_v3,
+    alpha: float = 0.1,
+    k_max: int = 8,
+    lookahead: DraftLength | Callable[[], DraftLength] = lookahead.verifier_guided,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    coupling: str = "maximal",
+    bonus: str = "verifier",
+    seed: int = 0,
+    max_new_tokens: int = 128,
+    context: int | None = None,
+    batch_size: int = 1,
+    stop: Sequence[str] = (),
+    ignore_eos: bool = False,
+    costs: tuple | None = None,
+    raw_prompt: bool = False,
+    prompt: Sequence[str] | None = None,
+    input: str | None = None,
+    output: str | None = None,
+    default_prompt: str | None = None,
+    config_text: Callable[[], str] | None = None,
+) -> list[Result]:
+    """Decodes prompts with a pair of models, streaming to the standard output.
+
+    The arguments are the knobs of `configs/decode.gin`; see `generation.Settings` for those of the method.
+
+    Args:
+      verifier, drafter: URIs. dtype: "float32" or "bfloat16"; None is bfloat16 on a TPU or GPU, float32 on a CPU.
+      raw_prompt: do not put a chat template around prompts.
+      prompt, input, output: from the command line: prompts, a JSONL file of them, a JSONL file for results.
+      default_prompt: what is decoded when neither is given and nobody sits at the terminal.
+      config_text: gives the whole configuration, which is saved beside `output`.
+
+    Raises:
+      UserError: any input that cannot be used, in one sentence.
+    """
+    settings = Settings(
+        method=method,
+        rule=rule,
+        alpha=alpha,
+        k_max=k_max,
+        lookahead=lookahead,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        coupling=coupling,
+        bonus=bonus,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        context=context,
+        batch_size=batch_size,
+        stop=stop,
+        ignore_eos=ignore_eos,
+        costs=costs,
+    )
+    check_uris(verifier, drafter, settings)
+    if not isinstance(raw_prompt, bool):
+        raise UserError(f"RAW_PROMPT must be True or False, not {raw_prompt!r}")
+    kind = default_dtype(dtype)
+    interactive = not prompt and input is None and sys.stdin.isatty()
+    found = prompt_files.collect(prompt, input)
+    if not found and not interactive:
+        if not isinstance(default_prompt, str) or not default_prompt.strip():
+            raise UserError("at least one prompt is needed: give --prompt=TEXT or --input=FILE.jsonl")
+        found = [{"prompt": default_prompt}]
+    if output is not None:
+        records.check_writable(output)
+    out, err = terminal.consoles()
+    compilation_cache()
+
+    pair = load_pair(
+        verifier,
+        drafter if settings.needs_drafter else None,
+        verifier_preset=verifier_preset,
+        drafter_preset=drafter_preset,
+        dtype=kind,
+    )
+    engine = build(pair, settings)
+    requests = [] if interactive else queries(engine, [record["prompt"] for record in found], raw=raw_prompt)
+    err.print(describe(engine), highlight=False, soft_wrap=True)
+    if out.is_terminal:
+        terminal.legend(err, settings.method)
+    file = records.open_append(output) if output is not None else None
+    if config_text and output is not None:
+        pathlib.Path(output).expanduser().with_suffix(".config.gin").write_text(config_text(), encoding="utf-8")
+
+    results: list[tuple[int, Result]] = []
+    batch = 1 if interactive else settings.batch_size
+    try:
+        if interactive:
+            events = _chat(engine, out, err, raw=raw_prompt)
+        else:
+            events = _stream(engine, requests, out, err, headings=len(requests) > 1)
+        for index, result in events:
+            results.append((index, result))
+            if file:
+                extra = {} if interactive else {key: v for key, v in found[index].items() if key != "prompt"}
+                records.append(file, {**result._asdict(), **({"input": extra} if extra else {})})
+    finally:
+        if results:
+            err.print(terminal.table(results, batch))
+            seconds = terminal.compile_seconds(results, batch)
+            err.print(f"compiled in {seconds:.1f} s, not counted above", highlight=False)
+        if file:
+            file.close()
+    return [result for _, result in sorted(results, key=lambda pair: pair[0])]
+
+
+def _stream(
+    engine: Engine,
+    requests: Sequence[Query],
+    out: Console,
+    err: Console,
+    *,
+    headings: bool,
+    shapes: Shapes | None = None,
+) -> Iterator[tuple[int, Result]]:
+    """Prints the text of requests as it is decided; yields each result as it ends."""
+    screen = terminal.Screen(out, [request.prompt for request in requests], headings=headings)
+    waiting = err.status("compiling; a second run finds the programs in its cache") if err.is_terminal else _Quiet()
+    try:
+        with waiting:
+            events = generate(engine, requests, rounds=1 if out.is_terminal else 8, shapes=shapes)
+            event = next(events, None)
+        while event is not None:
+            if isinstance(event, Finished):
+                screen.end(event.index)
+                yield event.index, event.result
+            else:
+                screen.show(event.index, event.text, event.origin)
+            event = next(events, None)
+    finally:
+        screen.close()
+
+
+def _chat(engine: Engine, out: Console, err: Console, *, raw: bool) -> Iterator[tuple[int, Result]]:
+    """A conversation at the terminal; an empty line or Ctrl-D ends it."""
+    tokenizer = engine.pair.verifier.tokenizer
+    err.print("Type a prompt; an empty line ends the conversation.", highlight=False)
+    messages: list[dict[str, str]] = []
+    slots, turn = 0, 0
+    while (line := _ask(out)).strip():
+        try:
+            if tokenizer.has_chat_template and not raw:
+                messages.append({"role": "user", "content": line})
+                request = query(engine, line, tokenizer.chat(messages), "the conversation")
+            else:
+                request = query(engine, line, tokenizer.encode(line))
+        except UserError as error:
+            err.print(f"error: {error}", style="red", markup=False, highlight=False)
+            messages = []
+            continue
+        needed = slots_for(engine, [len(request.ids) + request.max_new_tokens])
+        if needed > slots:  # room for some turns more, as every new size is compiled anew
+            slots = min(max(2 * needed, _CHAT_SLOTS), engine.settings.context or engine.context)
+        shapes = None if engine.settings.method == "sequence_cascade" else Shapes(1, slots, slots)
+        for _, result in _stream(engine, [request], out, err, headings=False, shapes=shapes):
+            messages.append({"role": "assistant", "content": result.text})
+            yield turn, result
+            turn += 1
+
+
+def _ask(out: Console) -> str:
+    try:
+        return out.input("[bold]> [/]")
+    except EOFError:
+        out.print()
+        return ""
+
+
+def describe(engine: Engine) -> str:
+    """One line that says what decodes, and whether the output follows the verifier's law."""
+    settings, pair = engine.settings, engine.pair
+    if settings.method in ("verifier_only", "drafter_only"):
+        language = pair.verifier if settings.method == "verifier_only" or not pair.drafter else pair.drafter
+        return f"{settings.method}: {language.name}"
+    name = getattr(settings.rule, "__name__", "rule")
+    plain = settings.plain_rule is rules.lossless
+    law = "lossless" if plain and settings.method == "speculative" else "lossless: false"
+    how = "" if settings.method == "sequence_cascade" or plain else f", rule {name}"
+    alpha = "" if plain else f", alpha {settings.alpha:g}"
+    assert pair.drafter is not None
+    return f"{settings.method}: {pair.drafter.name} -> {pair.verifier.name}{how}{alpha} ({law})"
+
+
+def check_uris(verifier, drafter, settings: Settings) -> None:
+    """Raises a UserError unless what is needed is named."""
+    if not isinstance(verifier, str) or not verifier:
+        raise UserError("VERIFIER must be a path or URI in quotes, as in --gin.VERIFIER=\"'hf://org/repo'\"")
+    if drafter is not None and (not isinstance(drafter, str) or not drafter):
+        raise UserError("DRAFTER must be a path or URI in quotes, as in --gin.DRAFTER=\"'hf://org/repo'\", or None")
+    if settings.needs_drafter and drafter is None:
+        raise UserError(f"METHOD='{settings.method}' needs a drafter: set DRAFTER, or METHOD='verifier_only'")
+
+
+def default_dtype(name: str | None):
+    """Returns the dtype of weights: what was asked, or bfloat16 on an accelerator and float32 on a CPU."""
+    if name is None:
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    if not isinstance(name, str) or name not in _DTYPES:
+        raise UserError(f"DTYPE must be one of {', '.join(_DTYPES)}, not {name!r}")
+    return _DTYPES[name]
+
+
+def compilation_cache() -> None:
+    """Keeps compiled programs between runs, unless the user has a place of their own for them."""
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_compilation_cache_dir", str(checkpoints.cache_directory() / "compiled"))
+
+
+class _Quiet:
+    """Stands in for a spinner where nobody looks."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None

@@ -1,0 +1,333 @@
+"""Rules and thresholds over a file of prompts, against the verifier alone: the run function of `launch/sweep.py`."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cascades import rules as deferral
+from cascades.errors import UserError
+from cascades.experiments import fingerprint, records, report, summary, terminal
+from cascades.experiments import prompts as prompt_files
+from cascades.experiments.decode import check_uris, compilation_cache, default_dtype
+from cascades.experiments.summary import VERIFIER, Row
+from cascades.generation import Engine, Query, Result, Settings, Shapes, build, complete, load_pair, prepare, queries
+from cascades.lookahead import DraftLength, verifier_guided
+
+_METHODS = ("speculative", "token_cascade", "oracle_cascade")
+_WARM_UP = 4  # tokens that a program decodes before it is timed
+
+
+class Point(NamedTuple):
+    """One line of the sweep: a rule at a threshold, or the verifier alone. rule_id: digest of what the rule does."""
+
+    rule: str
+    rule_id: str
+    alpha: float | None
+    settings: Settings
+
+
+class Task(NamedTuple):
+    """What is timed at once: a batch of prompts, by their places in the file."""
+
+    point: Point
+    repeat: int
+    chosen: tuple[int, ...]
+    unit: str
+
+
+def sweep(
+    *,
+    verifier: str,
+    drafter: str | None,
+    output_dir: str,
+    input: str,
+    rules: Any = ((deferral.token_v3, (0.0, 0.1, 0.3, 0.5)),),
+    repeats: int = 3,
+    score: Any = None,
+    verifier_preset: str | None = None,
+    drafter_preset: str | None = None,
+    dtype: str | None = None,
+    method: str = "speculative",
+    k_max: int = 8,
+    lookahead: DraftLength | Callable[[], DraftLength] = verifier_guided,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    coupling: str = "maximal",
+    bonus: str = "verifier",
+    seed: int = 0,
+    max_new_tokens: int = 128,
+    context: int | None = None,
+    batch_size: int = 1,
+    stop: Sequence[str] = (),
+    ignore_eos: bool = False,
+    costs: tuple | None = None,
+    raw_prompt: bool = False,
+    config_text: Callable[[], str] | None = None,
+) -> list[Row]:
+    """Times rules at thresholds, batch by batch next to the verifier alone, with one compiled loop per rule.
+
+    A line per prompt, rule, threshold and repeat is appended to `results.jsonl` as soon as its batch is done, and is
+    not run again with the same settings. A table, `sweep.csv`, `sweep.png` and `sweep.html` tell the outcome.
+
+    Args:
+      verifier, drafter, …: see `decode`, whose knobs have the same names.
+      output_dir: folder of the results. input: a JSONL file of prompts.
+      rules: pairs of a rule and its thresholds; a rule without, such as `lossless`, may stand alone.
+      repeats: how often every batch is timed. score: a `summary.Score` of answers.
+      config_text: gives the whole configuration, which is saved beside the results.
+
+    Returns:
+      The verifier alone, then a row per rule and threshold.
+
+    Raises:
+      UserError: any input that cannot be used, in one sentence.
+    """
+    settings = Settings(
+        method=method,
+        k_max=k_max,
+        lookahead=lookahead,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        coupling=coupling,
+        bonus=bonus,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        context=context,
+        batch_size=batch_size,
+        stop=stop,
+        ignore_eos=ignore_eos,
+        costs=costs,
+        rule=deferral.chow,  # of a method that takes any rule; the points have their own
+    )
+    check_uris(verifier, drafter, settings)
+    assert drafter is not None  # every method of a sweep needs one
+    found = points(rules, settings)
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise UserError(f"REPEATS must be a whole number from 1, not {repeats!r}")
+    if score is not None and not callable(score):
+        raise UserError(f"SCORE must be a function of a record and a text, as @my_scores.exact, or None, not {score!r}")
+    report.need_matplotlib()
+    entries = _prompts(input)
+    folder = _folder(output_dir)
+    _, err = terminal.consoles()
+    compilation_cache()
+    pair = load_pair(
+        verifier,
+        drafter,
+        verifier_preset=verifier_preset,
+        drafter_preset=drafter_preset,
+        dtype=default_dtype(dtype),
+    )
+    engines = {point[:2]: build(pair, point.settings) for point in found}
+    shortest = min(engines.values(), key=lambda engine: engine.context)
+    room = min(shortest.context, context or shortest.context)
+    requests = [
+        request._replace(max_new_tokens=min(max_new_tokens, room - len(request.ids)))  # the same for every model
+        for request in queries(shortest, [entry["prompt"] for entry in entries], raw=raw_prompt)
+    ]
+    about = {
+        "verifier": [verifier, verifier_preset],
+        "drafter": [drafter, drafter_preset],
+        "dtype": str(default_dtype(dtype).__name__),
+        **{f.name: fingerprint.of_code(getattr(settings, f.name)) for f in dataclasses.fields(settings)},
+        "raw_prompt": raw_prompt,
+        "longest": max(len(request.ids) + request.max_new_tokens for request in requests),
+        "device": [jax.default_backend(), jax.devices()[0].device_kind, jax.device_count()],
+        "jax": jax.__version__,
+    }
+    del about["rule"], about["alpha"]
+    run = fingerprint.digest(about)
+    (folder / f"{run}.settings.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    path = folder / "results.jsonl"
+    before = records.load(str(path))
+    mine = [line for line in before if line.get("run") == run]
+    if len(mine) < len(before):
+        err.print(f"{len(before) - len(mine)} lines of {path} have other settings and are left out", highlight=False)
+    tasks = _tasks(found, entries, len(requests), batch_size, repeats, mine)
+    file = records.open_append(str(path))
+    try:
+        for task, results in _timed(tasks, engines, requests, err):
+            for at, result in zip(task.chosen, results, strict=True):
+                mine.append(_line(run, task, entries[at], result))
+                records.append(file, mine[-1])
+    finally:
+        file.close()
+        if config_text:
+            (folder / f"{run}.config.gin").write_text(config_text(), encoding="utf-8")
+        known = {entry["id"] for entry in entries}
+        chosen = [line for line in mine if line["prompt_id"] in known]
+        rows = summary.summarise(chosen, score)  # pyright: ignore[reportArgumentType]
+        if rows:
+            _by_category(mine, known, score)
+            _tell(rows, folder, f"{method}: {_short(drafter)} -> {_short(verifier)}", _notes(about, rows, repeats), err)
+    return rows
+
+
+def points(rules: Any, settings: Settings) -> list[Point]:
+    """Returns the verifier alone and every rule at every threshold, checked.
+
+    Raises:
+      UserError: `rules` is not what it should be, a threshold lies outside its rule's range, or a rule does not suit
+        the method.
+    """
+    if settings.method not in _METHODS:
+        raise UserError(f"METHOD of a sweep must be one of {', '.join(_METHODS)}, not {settings.method!r}")
+    if callable(rules) or not isinstance(rules, list | tuple) or not rules:
+        raise UserError(f"RULES must be a list as in [(@token_v3, (0.0, 0.1)), @lossless], not {rules!r}")
+    found = {}
+    alone = dataclasses.replace(settings, method="verifier_only", rule=deferral.lossless, alpha=0.0)
+    found[VERIFIER] = Point(VERIFIER, "", None, alone)
+    for item in rules:
+        rule, thresholds = (item, (None,)) if callable(item) else item if _is_pair(item) else (None, ())
+        if not callable(rule):
+            raise UserError(f"each of RULES is a rule and its thresholds, as in (@token_v3, (0.0, 0.1)), not {item!r}")
+        plain = dataclasses.replace(settings, rule=rule, alpha=0.0).plain_rule if thresholds == (None,) else rule
+        name = getattr(rule, "__name__", "rule")
+        if thresholds == (None,) and plain is not deferral.lossless:
+            raise UserError(f"{name} of RULES needs thresholds, as in (@{name}, (0.1, 0.3)): only lossless has none")
+        identity = fingerprint.of_rule(rule)
+        for alpha in thresholds:
+            whole = isinstance(alpha, int) and not isinstance(alpha, bool)
+            number = 0.0 if alpha is None else float(alpha) if whole else alpha
+            mine = dataclasses.replace(settings, rule=rule, alpha=number)
+            found[identity, alpha] = Point(name, identity, None if alpha is None else number, mine)
+    return list(found.values())
+
+
+def _is_pair(item: Any) -> bool:
+    if not isinstance(item, list | tuple) or len(item) != 2:
+        return False
+    return isinstance(item[1], list | tuple) and len(item[1]) > 0
+
+
+def _prompts(path: str) -> list[dict[str, Any]]:
+    """Returns the prompts with an `id` each; one that occurs again is dropped. Looks here, then in the repository."""
+    if not isinstance(path, str) or not path:
+        raise UserError("INPUT must be a JSONL file of prompts, in quotes, as in --gin.INPUT=\"'prompts.jsonl'\"")
+    inside = pathlib.Path(__file__).resolve().parents[2] / path
+    here = pathlib.Path(path).expanduser()
+    entries = prompt_files.read(str(inside if inside.is_file() and not here.is_file() else here))
+    return list({entry["prompt"]: {**entry, "id": fingerprint.digest(entry["prompt"])} for entry in entries}.values())
+
+
+def _folder(path: str) -> pathlib.Path:
+    if not isinstance(path, str) or not path:
+        raise UserError("OUTPUT_DIR must be a folder, in quotes, as in --gin.OUTPUT_DIR=\"'results/sweep'\"")
+    folder = pathlib.Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR should be a folder to write to, but {path} is none: {error.strerror}") from None
+    return folder
+
+
+def _tasks(
+    found: Sequence[Point], entries: Sequence[dict], count: int, batch: int, repeats: int, done: Sequence[dict]
+) -> list[Task]:
+    """Returns what is left to run. Points stand side by side within a batch: what is compared was run together."""
+    have = {summary.key(line) for line in done}
+    tasks = []
+    for repeat in range(repeats):
+        for first in range(0, count, batch):
+            chosen = tuple(range(first, min(first + batch, count)))
+            ids = [entries[at]["id"] for at in chosen]
+            unit = fingerprint.digest(ids)
+            for point in found:
+                if not all((*point[:3], repeat, unit, each) in have for each in ids):
+                    tasks.append(Task(point, repeat, chosen, unit))
+    return tasks
+
+
+def _timed(tasks: Sequence[Task], engines: dict[tuple, Engine], requests: Sequence[Query], err: Console):
+    """Runs tasks in their order; yields each with its results. A program is compiled and warmed up at its first."""
+    shapes: dict[tuple, Shapes] = {}
+    began, columns = time.perf_counter(), (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (*columns, TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        bar = progress.add_task("", total=len(tasks))
+        for number, task in enumerate(tasks):
+            point = task.point
+            engine, group = engines[point[:2]], [requests[at] for at in task.chosen]
+            if point[:2] not in shapes:
+                progress.update(bar, description=f"compiling {point.rule}")
+                shapes[point[:2]] = prepare(engine, requests)
+                short = [each._replace(max_new_tokens=min(_WARM_UP, each.max_new_tokens)) for each in group]
+                complete(engine, short, shapes=shapes[point[:2]])
+            label = point.rule if point.alpha is None else f"{point.rule} {point.alpha:g}"
+            progress.update(bar, description=label)
+            group = [each._replace(alpha=point.settings.alpha) for each in group]
+            yield task, complete(engine, group, shapes=shapes[point[:2]])
+            progress.advance(bar)
+            last = number + 1 == len(tasks) or tasks[number + 1][1:] != task[1:]
+            if last and not err.is_terminal:
+                err.print(f"{number + 1} of {len(tasks)} done, {time.perf_counter() - began:.0f} s", highlight=False)
+
+
+def _line(run: str, task: Task, entry: dict[str, Any], result: Result) -> dict[str, Any]:
+    origins = {name: result.origins.count(name) for name in dict.fromkeys(result.origins)}
+    return {
+        "run": run,
+        "rule": task.point.rule,
+        "rule_id": task.point.rule_id,
+        "alpha": task.point.alpha,
+        "repeat": task.repeat,
+        "unit": task.unit,
+        "prompt_id": entry["id"],
+        "input": {name: value for name, value in entry.items() if name != "id"},
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "origins": origins,
+        "stats": result.stats,
+    }
+
+
+def _short(uri: str) -> str:
+    """The last part of a URI, without its checksum; ngram://3 stays as it is."""
+    return uri if "ngram://" in uri else uri.partition("#")[0].rstrip("/").rpartition("/")[2] or uri
+
+
+def _notes(about: dict[str, Any], rows: Sequence[Row], repeats: int) -> list[str]:
+    platform, kind, count = about["device"]
+    prompts = rows[0].prompts
+    infinite = any(row.alpha is not None and math.isinf(row.alpha) for row in rows)
+    return [
+        f"{prompts} prompts, {repeats} repeats, batches of {about['batch_size']}, "
+        f"temperature {about['temperature']:g}, at most {about['max_new_tokens']} new tokens, "
+        f"drafts of at most {about['k_max']}; {about['dtype']} on {count} x {platform} ({kind}).",
+        "Time is compared batch by batch with the verifier alone, run next to it in the same process; bars show the "
+        "slowest and fastest repeat. Compiling is not counted."
+        + (" Infinite thresholds stand in the table only." if infinite else ""),
+    ]
+
+
+def _by_category(lines: Sequence[dict], known: set[str], score: Callable | None) -> None:
+    """Prints a table for each `category` of the prompts, where there are several."""
+    lines = [line for line in lines if line["prompt_id"] in known]
+    found = dict.fromkeys(line["input"].get("category") for line in lines)
+    out, _ = terminal.consoles()
+    for category in found if len(found) > 1 else ():
+        mine = (line for line in lines if line["input"].get("category") == category)
+        out.print(f"\n{category or 'no category'}", style="bold", highlight=False)
+        out.print(report.table(summary.summarise(mine, score)))
+
+
+def _tell(rows: list[Row], folder: pathlib.Path, title: str, notes: list[str], err: Console) -> None:
+    out, _ = terminal.consoles()
+    out.print(report.table(rows))
+    report.write_csv(folder / "sweep.csv", rows)
+    image = report.png(report.plot(rows))
+    (folder / "sweep.png").write_bytes(image)
+    (folder / "sweep.html").write_text(report.page(rows, image, title, notes), encoding="utf-8")
+    err.print(f"written: {folder}/results.jsonl, sweep.csv, sweep.png, sweep.html", highlight=False, soft_wrap=True)

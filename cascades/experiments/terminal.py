@@ -1,0 +1,199 @@
+"""What a person sees: text as it streams, coloured by origin on a terminal, and one table at the end."""
+
+import io
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.color import ColorSystem
+from rich.console import Console
+from rich.style import Style
+from rich.table import Table
+
+from cascades.decoding import Origin
+from cascades.generation import Result
+
+STYLES = {
+    Origin.DRAFT: "green",
+    Origin.RULE: "yellow",
+    Origin.CORRECTION: "red",
+    Origin.BONUS: "cyan",
+    Origin.VERIFIER: "blue",
+    Origin.DRAFTER: "green",
+}
+MEANINGS = {
+    Origin.DRAFT: "draft",
+    Origin.RULE: "draft, kept by the rule alone",
+    Origin.CORRECTION: "verifier's correction",
+    Origin.BONUS: "verifier's bonus",
+    Origin.VERIFIER: "verifier",
+    Origin.DRAFTER: "drafter",
+}
+ORIGINS = {
+    "speculative": (Origin.DRAFT, Origin.RULE, Origin.CORRECTION, Origin.BONUS),
+    "token_cascade": (Origin.DRAFTER, Origin.VERIFIER),
+    "sequence_cascade": (Origin.DRAFTER, Origin.VERIFIER),
+}
+"""Whose tokens a method mixes; those that are not in it have one kind only."""
+
+_MOST_ROWS = 20  # requests that the table lists one by one
+
+# What a terminal would obey and a model has no business to say: shown as symbols. "\r" only troubles a terminal.
+_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t\r"}
+_CONTROLS |= {code: 0xFFFD for code in range(0x80, 0xA0)} | {0x7F: 0x2421, ord("\r"): None}
+
+
+class Screen:
+    """Prints text to the standard output as it comes, unchanged where that is no terminal.
+
+    Several requests at once are printed one after the other: the first that is open streams, and the text of the others
+    waits for its turn.
+    """
+
+    def __init__(self, console: Console, prompts: Sequence[str], *, headings: bool):
+        self._console = console
+        self._prompts = prompts
+        self._headings = headings
+        self._waiting: dict[int, list[tuple[str, int]]] = {}
+        self._ended: set[int] = set()
+        self._current = 0
+        self._begun = False
+
+    def show(self, index: int, text: str, origin: int) -> None:
+        if index == self._current:
+            self._print(text, origin)
+        else:
+            self._waiting.setdefault(index, []).append((text, origin))
+
+    def end(self, index: int) -> None:
+        """Marks a request as ended; moves on to the next that has something to show."""
+        self._ended.add(index)
+        while self._current in self._ended:
+            self._heading()
+            self._write("\n\n" if self._headings else "\n")
+            self._current += 1
+            self._begun = False
+            for text, origin in self._waiting.pop(self._current, ()):
+                self._print(text, origin)
+
+    def close(self) -> None:
+        """Ends the line that an interrupt left open."""
+        if self._begun:
+            self._write("\n")
+            self._begun = False
+
+    def _heading(self) -> None:
+        if not self._begun and self._headings:
+            prompt = " ".join(self._prompts[self._current].split())
+            number = f"[{self._current + 1}/{len(self._prompts)}] "
+            room = max(self._console.width - len(number), 20) if self._console.is_terminal else 100
+            short = prompt if len(prompt) <= room else prompt[: room - 1] + "…"
+            self._write(f"{number}{short}", "bold")
+            self._write("\n")
+        self._begun = True
+
+    def _print(self, text: str, origin: int) -> None:
+        self._heading()
+        self._write(text, STYLES.get(Origin(origin)))
+
+    def _write(self, text: str, style: str | None = None) -> None:
+        # Not `Console.print`, which takes tabs and carriage returns out of the text.
+        console = self._console
+        if console.is_terminal:
+            text = text.translate(_CONTROLS)
+            if style and console.color_system and not console.no_color:
+                text = Style.parse(style).render(text, color_system=ColorSystem.STANDARD)
+        try:
+            console.file.write(text)
+            console.file.flush()
+        except BrokenPipeError:  # as in `| head`
+            console.on_broken_pipe()
+
+
+def legend(console: Console, method: str) -> None:
+    """Says what the colours of a method mean, on a terminal."""
+    if console.is_terminal and method in ORIGINS:
+        parts = [f"[{STYLES[origin]}]{MEANINGS[origin]}[/]" for origin in ORIGINS[method]]
+        console.print(" · ".join(parts), highlight=False)
+
+
+def table(results: Sequence[tuple[int, Result]], batch_size: int = 1) -> Table:
+    """Returns a row per request (unless they are many) and one of the whole; it fits 80 columns.
+
+    Args:
+      results: each with the index of its request. batch_size: requests that were decoded together: time passes for
+        all of them at once.
+    """
+    results = sorted(results, key=lambda pair: pair[0])
+    drawn = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("request", "tokens", "ended by", "tok/call", "accept", "defer", "first", "time", "tok/s"):
+        drawn.add_column(name, justify="left" if name in ("request", "ended by") else "right", no_wrap=True)
+    if len(results) <= _MOST_ROWS:
+        for index, result in results:
+            drawn.add_row(str(index + 1), *_cells(result.finish_reason, result.stats))
+        drawn.add_section()
+    if len(results) > 1:
+        drawn.add_row(f"all {len(results)}", *_cells("", _whole(results, batch_size)))
+    return drawn
+
+
+def compile_seconds(results: Sequence[tuple[int, Result]], batch_size: int = 1) -> int | float:
+    """Returns the time that was spent compiling for these requests."""
+    return sum(max(figures) for figures in _batches(results, batch_size, "compile_s"))
+
+
+def _cells(reason: str, stats: dict) -> list[str]:
+    return [
+        str(stats["tokens_out"]),
+        reason,
+        _figure(stats["block_efficiency"], "{:.2f}"),
+        _figure(stats["acceptance_rate"], "{:.0%}"),
+        _figure(stats["deferral_rate"], "{:.0%}"),
+        _seconds(stats["ttft_s"]),
+        _seconds(stats["wall_s"]),
+        _figure(stats["tokens_per_s"], "{:.1f}"),
+    ]
+
+
+def _whole(results: Sequence[tuple[int, Result]], batch_size: int) -> dict:
+    """Rates of summed counts; the time of a batch is that of its slowest request."""
+
+    def add(name: str) -> int | float:
+        return sum(result.stats[name] for _, result in results)
+
+    def ratio(a: int | float, b: int | float) -> float | None:
+        return a / b if b else None
+
+    seconds = sum(max(figures) for figures in _batches(results, batch_size, "wall_s"))
+    return {
+        "tokens_out": add("tokens_out"),
+        "block_efficiency": ratio(add("tokens_out"), add("verifier_calls")),
+        "acceptance_rate": ratio(add("accepted"), add("drafted")),
+        "deferral_rate": ratio(add("deferred"), add("decided")),
+        "ttft_s": None,
+        "wall_s": seconds,
+        "tokens_per_s": ratio(add("tokens_out"), seconds),
+    }
+
+
+def _batches(results: Sequence[tuple[int, Result]], batch_size: int, name: str) -> Iterable[list[float]]:
+    batches: dict[int, list[float]] = {}
+    for index, result in results:
+        batches.setdefault(index // batch_size, []).append(result.stats[name])
+    return batches.values()
+
+
+def _seconds(value: int | float | None) -> str:
+    return _figure(value, "{:.2f} s" if (value or 0) < 100 else "{:.0f} s")
+
+
+def _figure(value: int | float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def consoles() -> tuple[Console, Console]:
+    """Returns the console of the answer (standard output) and that of everything else (standard error)."""
+    for stream in (sys.stdout, sys.stderr):  # a narrow encoding should not end a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    return Console(file=sys.stdout), Console(file=sys.stderr)

@@ -1,0 +1,19 @@
+"""Decodes prompts with a verifier, a drafter and a deferral rule.
+
+  python launch/decode.py --config=configs/decode.gin --prompt="Why is the sky blue?"
+  python launch/decode.py --config=configs/decode.gin --input=prompts.jsonl --output=answers.jsonl --gin.BATCH_SIZE=8
+  python launch/decode.py --config=configs/pairs/custom.gin --gin.VERIFIER="'path-or-uri'" --gin.DRAFTER="'path-or-uri'"
+
+With neither --prompt nor --input it asks at the terminal. Knobs are set as --gin.NAME=VALUE; the config lists them.
+"""
+
+from absl import flags
+
+from cascades import config
+
+flags.DEFINE_multi_string("prompt", None, "A prompt; may be given several times.")
+flags.DEFINE_string("input", None, "A JSONL file of prompts.")
+flags.DEFINE_string("output", None, "A JSONL file to which a line is appended for every request as it finishes.")
+
+if __name__ == "__main__":
+    config.run("cascades.experiments.decode.decode", flags=("prompt", "input", "output"))
