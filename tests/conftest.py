@@ -1,9 +1,16 @@
 """Strict settings for every test: no silent broadcasting of ranks, no silent promotion of dtypes."""
 
+import os
+
 import jax
 import pytest
 import tiny
 from jax.experimental.compilation_cache import compilation_cache
+
+# What is printed should not hang on where the tests run.
+os.environ["TERM"] = "xterm"
+for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
