@@ -45,17 +45,35 @@ def scaled(logits: Float[Array, "*b v"], sampling: Sampling) -> Float[Array, "*b
     """Returns the distribution that is sampled: temperature, then top-k, top-p of what is left, min-p.
 
     At temperature 0 it is one-hot at the first largest logit. A cut keeps every token that ties with the last one
-    kept, so the result does not depend on the order of the vocabulary.
+    kept, so the result does not depend on the order of the vocabulary. What no row asks for is not computed.
     """
     logits = logits.astype(jnp.float32)
     greedy = sampling.temperature <= 0
-    temperature = jnp.where(greedy, 1.0, sampling.temperature)
-    probs = softmax(logits / temperature[..., None])
     cut = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
     cut &= ~greedy
-    probs = lax.cond(jnp.any(cut), lambda x: jnp.where(cut[..., None], _truncate(x, sampling), x), lambda x: x, probs)
-    one_hot = _iota(probs) == jnp.argmax(logits, axis=-1, keepdims=True).astype(jnp.int32)
-    return jnp.where(greedy[..., None], one_hot.astype(jnp.float32), probs)
+
+    def one_hot(logits: Array) -> Array:
+        return (_iota(logits) == argmax(logits)[..., None]).astype(jnp.float32)
+
+    def truncated(probs: Array) -> Array:
+        return jnp.where(cut[..., None], _truncate(probs, sampling), probs)
+
+    def sampled(logits: Array) -> Array:
+        temperature = jnp.where(greedy, 1.0, sampling.temperature)
+        probs = softmax(logits / temperature[..., None])
+        probs = lax.cond(jnp.any(cut), truncated, lambda probs: probs, probs)
+        return jnp.where(greedy[..., None], one_hot(logits), probs)
+
+    return lax.cond(jnp.all(greedy), one_hot, sampled, logits)
+
+
+def argmax(values: Float[Array, "*b v"]) -> Int[Array, "*b"]:
+    """Returns the first index of the largest value.
+
+    By two plain reductions: XLA's own argmax is no vector code on CPUs, and over a sharded axis it moves pairs.
+    """
+    best = jnp.max(values, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(values == best, _iota(values), values.shape[-1] - 1), axis=-1)
 
 
 def entropy(probs: Float[Array, "*b v"]) -> Float[Array, "*b"]:
@@ -96,7 +114,13 @@ def gumbel(keys: Key[Array, "*b"], size: int) -> Float[Array, "*b v"]:
 
 def pick(probs: Float[Array, "*b v"], noise: Float[Array, "*b v"]) -> Int[Array, "*b"]:
     """Returns argmax(log probs + noise): a sample from `probs` if `noise` is Gumbel (the Gumbel-max trick)."""
-    return jnp.argmax(jnp.log(probs) + noise, axis=-1).astype(jnp.int32)
+    return argmax(jnp.log(probs) + noise)
+
+
+def draw(probs: Float[Array, "*b v"], keys: Key[Array, "*b"]) -> Int[Array, "*b"]:
+    """Returns `pick` with Gumbel noise of `keys`, which is not drawn where every row has one possible token only."""
+    certain = jnp.all(jnp.sum((probs > 0).astype(jnp.int32), axis=-1) == 1)
+    return lax.cond(certain, argmax, lambda probs: pick(probs, gumbel(keys, probs.shape[-1])), probs)
 
 
 def _truncate(probs: Float[Array, "*b v"], sampling: Sampling) -> Float[Array, "*b v"]:

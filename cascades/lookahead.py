@@ -65,6 +65,7 @@ class DraftLength(NamedTuple):
     step: `(state, Drafted) -> (state, keep, more)`: whether the token joins the block, and whether to draft another.
     update: `(state, Verdict) -> state`, called for rows that took part in a round.
     timed: whether `costs` are read, so that they are worth measuring.
+    name: for people; two controllers that differ should differ in it.
     """
 
     init: Callable[[int, Costs], State]
@@ -72,6 +73,7 @@ class DraftLength(NamedTuple):
     step: Callable[[State, Drafted], tuple[State, Bool[Array, " b"], Bool[Array, " b"]]]
     update: Callable[[State, Verdict], State]
     timed: bool = False
+    name: str = "custom"
 
 
 _UNLIMITED = 1 << 20  # the loop cuts every proposal to k_max and to the room that is left
@@ -89,6 +91,7 @@ def fixed(k: int = 4) -> DraftLength:
         propose=lambda state: (state, state),
         step=_go_on,
         update=lambda state, verdict: state,
+        name=f"fixed({k})",
     )
 
 
@@ -105,6 +108,7 @@ def heuristic(start: int = 4) -> DraftLength:
         propose=lambda state: (state, state),
         step=_go_on,
         update=update,
+        name="heuristic",
     )
 
 
@@ -119,6 +123,7 @@ def drafter_confidence(threshold: float = 0.4) -> DraftLength:
         propose=lambda state: (state, state),
         step=step,
         update=lambda state, verdict: state,
+        name=f"drafter_confidence({threshold:g})",
     )
 
 
@@ -134,6 +139,7 @@ def bild_fallback(threshold: float = 0.6) -> DraftLength:
         propose=lambda state: (state, state),
         step=step,
         update=lambda state, verdict: state,
+        name=f"bild_fallback({threshold:g})",
     )
 
 
@@ -264,7 +270,7 @@ def verifier_guided(memory: float = 0.97, prior: float = 2.0, patience: int = 8,
             wait=wait,
         )
 
-    return DraftLength(init, propose, step, update, timed=True)
+    return DraftLength(init, propose, step, update, timed=True, name="verifier_guided")
 
 
 def _best_fixed(state: Guided, mean: Float[Array, " b"]) -> Float[Array, " b"]:

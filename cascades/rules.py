@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from cascades.distributions import at, entropy, total_variation
+from cascades.distributions import argmax, at, entropy, total_variation
 from cascades.typing import Array, Bool, Float
 
 __all__ = [
@@ -141,7 +141,7 @@ def bild(pair: Pair, alpha: Float[Array, "*b"]) -> Target:
 
     With `lookahead.bild_fallback` it is Big Little Decoder; with a fixed draft length the variant BiLD*.
     """
-    best = jnp.argmax(pair.q_raw, axis=-1).astype(jnp.int32)
+    best = argmax(pair.q_raw)
     return _position(pair, -jnp.log(at(pair.p_raw, best)) > alpha)
 
 

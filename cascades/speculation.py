@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from cascades.distributions import Sampling, at, gumbel, pick, scaled, softmax, total_variation, uniform
+from cascades.distributions import Sampling, at, draw, scaled, softmax, total_variation, uniform
 from cascades.rules import Pair, Rule
 from cascades.typing import Array, Bool, Float, Int, Key
 
@@ -33,6 +33,12 @@ class Block(NamedTuple):
     expected: Float[Array, "b k"]
     defer: Float[Array, "b k"]
     log_p: Float[Array, "b m"]
+
+
+def empty_block(batch: int, k: int) -> Block:
+    """Returns a block of `k` positions in which nothing was decided."""
+    row, wide = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, k), jnp.float32)
+    return Block(row, row, jnp.zeros((batch, k), bool), wide, wide, jnp.zeros((batch, k + 1), jnp.float32))
 
 
 class Keys(NamedTuple):
@@ -108,9 +114,8 @@ def judge(
             kept = u < acceptance(at(pi, drafts), q_x)
             lossless = u < acceptance(at(pair.p, drafts), q_x)
         else:
-            noise = gumbel(keys.token[:, :count], pi.shape[-1])
-            kept = pick(pi, noise) == drafts
-            lossless = pick(pair.p, noise) == drafts
+            kept = draw(pi, keys.token[:, :count]) == drafts
+            lossless = draw(pair.p, keys.token[:, :count]) == drafts
         kept &= jnp.arange(count, dtype=jnp.int32)[None, :] < lengths[:, None]
         ends = jnp.sum(jnp.cumprod(kept.astype(jnp.int32), axis=1), axis=1).astype(jnp.int32)
 
@@ -124,7 +129,7 @@ def judge(
         correction = residual(pi, pair.q) if coupling == "maximal" else pi
         law = jnp.where((ends < lengths)[:, None], correction, p if bonus == "verifier" else pi)
     end_keys = jnp.take_along_axis(keys.token, ends[:, None], axis=1)[:, 0]
-    token = pick(law, gumbel(end_keys, law.shape[-1]))
+    token = draw(law, end_keys)
     log_p = jnp.concatenate([log_p, jnp.log(at(p_raw, token))[:, None]], axis=1)
     return Block(ends, token, lossless, expected, defer, log_p)
 

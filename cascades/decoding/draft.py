@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from cascades import cache as caches
+from cascades.decoding.control import when
 from cascades.decoding.state import State
-from cascades.distributions import Purpose, at, gumbel, pick, scaled, softmax, stream
+from cascades.distributions import Purpose, at, draw, scaled, softmax, stream
 from cascades.lookahead import Drafted, DraftLength
 from cascades.speculation import Bonus, Coupling
 from cascades.typing import Array, Bool, Cache, Float, Int, Key, Model, Params
@@ -68,7 +69,8 @@ def catch_up(
     cache = lax.while_loop(lambda cache: jnp.max(behind(cache)) > CATCH_UP, chunk, cache)
 
     def last(width: int):
-        def feed(cache: Cache):
+        def feed(carry):
+            _, cache = carry
             select = jnp.clip(behind(cache) - 1, 0, width - 1)
             output, cache = model.extend(params, window(tokens, cache.length, width), cache, select)
             return output.logits[:, 0], cache
@@ -76,8 +78,10 @@ def catch_up(
         return feed
 
     lag = jnp.max(behind(cache))
-    branch = (lag > 1).astype(jnp.int32) + (lag > 2).astype(jnp.int32)
-    logits, cache = lax.switch(branch, [last(1), last(2), last(CATCH_UP)], cache)
+    carry = jnp.zeros((tokens.shape[0], model.vocab_size), jnp.float32), cache
+    for low, width in ((0, 1), (1, 2), (2, CATCH_UP)):
+        carry = when((lag > low) & (lag <= width), last(width), carry)
+    logits, cache = carry
     return logits, caches.rewind(cache, jnp.where(rows, length, before))
 
 
@@ -118,8 +122,7 @@ def draft(
 
     def decide(index: Array, logits: Float[Array, "b v"], draft: Draft, lookahead_state):
         drafting = rows & (index < draft.length)
-        probs = scaled(logits, state.sampling)
-        token = pick(probs, gumbel(draft_keys(state, index, coupling), vocab_size))
+        token = draw(scaled(logits, state.sampling), draft_keys(state, index, coupling))
         raw = softmax(logits)
         said = Drafted(index, jnp.max(raw, axis=-1), at(raw, token), drafting)
         lookahead_state, keep, more = lookahead.step(lookahead_state, said)
@@ -173,4 +176,4 @@ def draft(
         cached=zeros - 1,
     )
     operand = (nothing, state.drafter_cache, state.lookahead)
-    return lax.cond(jnp.any(rows), begin, lambda operand: operand, operand)
+    return when(jnp.any(rows), begin, operand)

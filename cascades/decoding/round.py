@@ -4,15 +4,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from cascades import cache as caches
+from cascades.decoding.control import when
 from cascades.decoding.draft import Draft, draft, window
 from cascades.decoding.state import Finish, Info, Origin, State
 from cascades.distributions import Purpose, stream
 from cascades.lookahead import DraftLength, Verdict
 from cascades.rules import Rule
-from cascades.speculation import Block, Bonus, Coupling, Keys, judge
+from cascades.speculation import Block, Bonus, Coupling, Keys, empty_block, judge
 from cascades.typing import Array, Bool, Cache, Int, Model, Params
 
 
@@ -87,7 +87,8 @@ def _verify(plan: Plan, params: Params, state: State, drafts: Draft) -> tuple[Bl
     k_max = drafts.tokens.shape[1]
 
     def at_width(width: int):
-        def run(cache):
+        def run(carry):
+            _, cache = carry
             tokens = jnp.concatenate([pending, drafts.tokens[:, : width - 1]], axis=1)
             output, cache = plan.verifier.extend(params, tokens, cache)
             positions = state.length[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
@@ -118,10 +119,11 @@ def _verify(plan: Plan, params: Params, state: State, drafts: Draft) -> tuple[Bl
 
         return run
 
-    widths = plan.widths
     need = jnp.max(drafts.length) + 1
-    branch = sum((need > width).astype(jnp.int32) for width in widths)
-    return lax.switch(branch, [at_width(width) for width in widths], state.verifier_cache)
+    carry = empty_block(state.length.shape[0], k_max), state.verifier_cache
+    for below, width in zip((0, *plan.widths), plan.widths, strict=False):
+        carry = when((need > below) & (need <= width), at_width(width), carry)
+    return carry
 
 
 def _emit(plan, state, drafts, block, verifier_cache, drafter_cache, lookahead_state, k_max) -> State:

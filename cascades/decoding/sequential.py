@@ -6,12 +6,12 @@ bonus drawn from the target; a sequence cascade is two generations, chosen betwe
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from cascades.decoding.control import when
 from cascades.decoding.draft import catch_up
 from cascades.decoding.round import Plan, append
 from cascades.decoding.state import Origin, State
-from cascades.distributions import Purpose, at, gumbel, pick, scaled, softmax, stream
+from cascades.distributions import Purpose, at, draw, scaled, softmax, stream
 from cascades.rules import Pair, Rule
 from cascades.typing import Array, Int, Params
 
@@ -43,16 +43,13 @@ def advance_sequential(
     q_raw, q = softmax(q_logits), scaled(q_logits, state.sampling)
     defer = running & (plan.rule(Pair(q_raw, q_raw, q, q), state.alpha).defer > 0.5)
 
-    def ask(cache):
-        logits, cache = catch_up(plan.verifier, verifier_params, state.tokens, state.length, cache, defer)
+    def ask(carry):
+        logits, cache = catch_up(plan.verifier, verifier_params, state.tokens, state.length, carry[1], defer)
         return logits[:, : plan.vocab_size], cache
 
-    p_logits, verifier_cache = lax.cond(
-        jnp.any(defer), ask, lambda cache: (jnp.zeros_like(q_logits), cache), state.verifier_cache
-    )
+    p_logits, verifier_cache = when(jnp.any(defer), ask, (jnp.zeros_like(q_logits), state.verifier_cache))
     logits = jnp.where(defer[:, None], p_logits, q_logits)
-    noise = gumbel(stream(state.key, state.length, Purpose.TOKEN), plan.vocab_size)
-    token = pick(scaled(logits, state.sampling), noise)
+    token = draw(scaled(logits, state.sampling), stream(state.key, state.length, Purpose.TOKEN))
     origin = jnp.where(defer, int(Origin.VERIFIER), int(Origin.DRAFTER))
     new, _ = append(state, token[:, None], origin[:, None], jnp.ones_like(state.length), plan.eos)
 

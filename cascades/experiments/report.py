@@ -18,6 +18,7 @@ from cascades.experiments.summary import VERIFIER, Row
 # Title of a column, its form, and what it means.
 _COLUMNS = {
     "rule": ("rule", "{}", "what keeps or defers a token; the verifier alone decodes without a drafter"),
+    "lookahead": ("lookahead", "{}", "what chooses how many tokens are drafted next"),
     "alpha": ("alpha", "{:g}", "the rule's threshold"),
     "relative_time": ("time", "{:.2f}x", "total time against the verifier alone on the same prompts, less is faster"),
     "speed": ("speed", "{:.2f}x", "its inverse"),
@@ -48,16 +49,25 @@ def cells(row: Row) -> dict[str, str]:
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
-    """Returns the columns that these rows fill: `score` only where there is one."""
-    return [name for name in _COLUMNS if name != "score" or any(row.score is not None for row in rows)]
+    """Returns the columns that these rows fill: `score` where there is one, `lookahead` where there are several."""
+    empty = {
+        "score": all(row.score is None for row in rows),
+        "lookahead": len({row.lookahead for row in rows if row.lookahead}) < 2,
+    }
+    return [name for name in _COLUMNS if not empty.get(name)]
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Returns the table for a terminal: 80 columns wide at most, and so without the time, the inverse of the speed."""
-    shown = [name for name in columns(rows) if name != "relative_time"]
+    """Returns the table for a terminal, 80 columns wide at most: without the time, which is the inverse of the speed.
+
+    Where controllers are compared, an answer's length and likelihood make way for their names.
+    """
+    wide = "lookahead" in columns(rows)
+    shown = [name for name in columns(rows) if name not in ("relative_time", *(("tokens", "log_p") if wide else ()))]
     drawn = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in shown:
-        drawn.add_column(_COLUMNS[name][0], justify="left" if name == "rule" else "right", no_wrap=True)
+        left = name in ("rule", "lookahead")
+        drawn.add_column(_COLUMNS[name][0], justify="left" if left else "right", no_wrap=True)
     for before, row in zip([None, *rows], rows, strict=False):
         if before is not None and before.rule != row.rule:
             drawn.add_section()
@@ -76,7 +86,8 @@ def write_csv(path: pathlib.Path, rows: Sequence[Row]) -> None:
 def plot(rows: Sequence[Row]):
     """Draws relative speed and block efficiency against the threshold, and where there are scores, score against time.
 
-    A rule without thresholds is a level line. Infinite thresholds stand in the table only.
+    A rule without thresholds is a level line. Infinite thresholds stand in the table only. Where several draft-length
+    controllers are compared, each has a bar per rule and threshold instead.
 
     Returns:
       A matplotlib figure, for `savefig` or a notebook.
@@ -87,6 +98,8 @@ def plot(rows: Sequence[Row]):
     need_matplotlib()
     from matplotlib.figure import Figure
 
+    if "lookahead" in columns(rows):
+        return _bars(rows)
     scored = any(row.score is not None for row in rows)
     figure = Figure(figsize=(5.2 * (2 + scored), 4.2), layout="constrained")
     axes = figure.subplots(1, 2 + scored)
@@ -112,6 +125,34 @@ def plot(rows: Sequence[Row]):
         axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False)
+    return figure
+
+
+def _bars(rows: Sequence[Row]):
+    """Speed and block efficiency of every draft-length controller, side by side for each rule and threshold."""
+    from matplotlib.figure import Figure
+
+    mine = [row for row in rows if row.lookahead]
+    controllers = list(dict.fromkeys(row.lookahead for row in mine))
+    kinds = list(dict.fromkeys((row.rule, row.alpha) for row in mine))
+    figure = Figure(figsize=(10.4, 1.6 + 0.2 * len(controllers) * (1 + len(kinds))), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    height = 0.8 / len(kinds)
+    fields = {"speed": "speed, verifier alone = 1", "block_efficiency": "tokens per verifier call"}
+    for axis, (field, title) in zip(axes, fields.items(), strict=True):
+        for number, (rule, alpha) in enumerate(kinds):
+            known = [row for row in mine if (row.rule, row.alpha) == (rule, alpha) and getattr(row, field) is not None]
+            places = [controllers.index(row.lookahead) + (number + 0.5) * height - 0.4 for row in known]
+            label = rule if alpha is None else f"{rule}, alpha {alpha:g}"
+            axis.barh(places, [getattr(row, field) for row in known], 0.9 * height, color=f"C{number}", label=label)
+        axis.axvline(1.0, color="0.5", linestyle=":", label="verifier alone")
+        axis.set(xlabel=title)
+        axis.grid(axis="x", alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(controllers)), [str(name) for name in controllers])
+    axes[0].invert_yaxis()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 

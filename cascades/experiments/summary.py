@@ -13,9 +13,10 @@ Score = Callable[[dict[str, Any], str], float]
 
 
 class Row(NamedTuple):
-    """One rule at one threshold. None where there is no basis.
+    """One rule at one threshold with one draft-length controller. None where there is no basis.
 
     rule: its label, `VERIFIER` for the verifier alone. alpha: None for it, and for a rule without threshold.
+    lookahead: the controller's label, None for the verifier alone.
     prompts: that count here. relative_time: see `relative_time`. low, high: the same of single repeats, its least and
     largest. speed: 1 / relative_time. block_efficiency: tokens per verifier call. acceptance, rejection, deferral: as
     in `generation.results.stats`. tokens_per_s: of a whole batch. tokens: mean length of an answer. log_p: mean raw
@@ -23,6 +24,7 @@ class Row(NamedTuple):
     """
 
     rule: str
+    lookahead: str | None
     alpha: float | None
     prompts: int
     relative_time: float | None
@@ -41,27 +43,31 @@ class Row(NamedTuple):
 
 def key(record: dict[str, Any]) -> tuple:
     """What makes a line of a sweep the only one of its kind within its settings."""
-    return tuple(record[name] for name in ("rule", "rule_id", "alpha", "repeat", "unit", "prompt_id"))
+    names = ("rule", "rule_id", "lookahead", "lookahead_id", "alpha", "repeat", "unit", "prompt_id")
+    return tuple(record[name] for name in names)
 
 
 def summarise(lines: Iterable[dict[str, Any]], score: Score | None = None) -> list[Row]:
-    """Returns a row for the verifier alone, then one per rule and threshold, thresholds in order.
+    """Returns a row for the verifier alone, then one per rule, controller and threshold, thresholds in order.
 
     Args:
       lines: of one run's settings; of equal keys the last counts. score: applied to every answer.
     """
     groups: dict[tuple, list[dict]] = defaultdict(list)
     for line in {key(line): line for line in lines}.values():
-        groups[line["rule"], line["rule_id"], line["alpha"]].append(line)
+        groups[tuple(line[name] for name in ("rule", "rule_id", "lookahead", "lookahead_id", "alpha"))].append(line)
     base = _walls(next((group for (rule, *_), group in groups.items() if rule == VERIFIER), []))
-    order = {name: number for number, name in enumerate(dict.fromkeys(group[:2] for group in groups))}
-    names = [rule for rule, _ in order]
+    rules, controllers = _labels([group[:2] for group in groups]), _labels([group[2:4] for group in groups])
+    order = {name: number for number, name in enumerate([*rules, *controllers])}
+
+    def place(group: tuple) -> tuple:
+        rule, controller, alpha = group[:2], group[2:4], group[4]
+        return rule[0] != VERIFIER, order[rule], order[controller], -math.inf if alpha is None else alpha
+
     rows = []
-    for rule, identity, alpha in sorted(
-        groups, key=lambda g: (g[0] != VERIFIER, order[g[:2]], -math.inf if g[2] is None else g[2])
-    ):
-        label = f"{rule} {identity[:4]}" if names.count(rule) > 1 else rule
-        rows.append(_row(label, alpha, groups[rule, identity, alpha], base, score))
+    for group in sorted(groups, key=place):
+        names = rules[group[:2]], controllers[group[2:4]] or None
+        rows.append(_row(*names, group[4], groups[group], base, score))
     return rows
 
 
@@ -85,7 +91,16 @@ def relative_time(walls: dict[tuple, float], base: dict[tuple, float]) -> float 
     return sum(statistics.median(ratios[unit]) * statistics.median(weights[unit]) for unit in ratios) / total
 
 
-def _row(label: str, alpha: float | None, lines: Sequence[dict], base: dict, score: Score | None) -> Row:
+def _labels(names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Returns a label for each (name, digest): the name, with the beginning of the digest where others share it."""
+    known = list(dict.fromkeys(names))
+    shared = [name for name, _ in known]
+    return {each: f"{each[0]} {each[1][:4]}" if shared.count(each[0]) > 1 else each[0] for each in known}
+
+
+def _row(
+    rule: str, lookahead: str | None, alpha: float | None, lines: Sequence[dict], base: dict, score: Score | None
+) -> Row:
     def add(name: str) -> int | float:
         return sum(line["stats"][name] for line in lines)
 
@@ -100,7 +115,8 @@ def _row(label: str, alpha: float | None, lines: Sequence[dict], base: dict, sco
     single = [each for each in single if each is not None]
     scores = [float(score(line["input"], line["text"])) for line in lines] if score else []
     return Row(
-        rule=label,
+        rule=rule,
+        lookahead=lookahead,
         alpha=alpha,
         prompts=len({line["prompt_id"] for line in lines}),
         relative_time=relative,

@@ -26,12 +26,22 @@ _WARM_UP = 4  # tokens that a program decodes before it is timed
 
 
 class Point(NamedTuple):
-    """One line of the sweep: a rule at a threshold, or the verifier alone. rule_id: digest of what the rule does."""
+    """One line of the sweep: a rule at a threshold with a draft-length controller, or the verifier alone.
+
+    rule_id, lookahead_id: digests of what the rule does and of the controller's code; empty for the verifier alone.
+    """
 
     rule: str
     rule_id: str
+    lookahead: str
+    lookahead_id: str
     alpha: float | None
     settings: Settings
+
+    @property
+    def program(self) -> tuple:
+        """What is compiled for it: thresholds are traced, so that all of a rule share a program."""
+        return self[:4]
 
 
 class Task(NamedTuple):
@@ -57,7 +67,7 @@ def sweep(
     dtype: str | None = None,
     method: str = "speculative",
     k_max: int = 8,
-    lookahead: DraftLength | Callable[[], DraftLength] = verifier_guided,
+    lookahead: Any = verifier_guided,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -81,6 +91,7 @@ def sweep(
 
     Args:
       verifier, drafter, …: see `decode`, whose knobs have the same names.
+      lookahead: a draft-length controller, or a list of them, each to be run with every rule.
       output_dir: folder of the results. input: a JSONL file of prompts.
       rules: pairs of a rule and its thresholds; a rule without, such as `lossless`, may stand alone.
       repeats: how often every batch is timed. score: a `summary.Score` of answers.
@@ -92,10 +103,11 @@ def sweep(
     Raises:
       UserError: any input that cannot be used, in one sentence.
     """
+    controllers = _controllers(lookahead)
     settings = Settings(
         method=method,
         k_max=k_max,
-        lookahead=lookahead,
+        lookahead=controllers[0],
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -113,7 +125,7 @@ def sweep(
     )
     check_uris(verifier, drafter, settings)
     assert drafter is not None  # every method of a sweep needs one
-    found = points(rules, settings)
+    found = points(rules, controllers, settings)
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise UserError(f"REPEATS must be a whole number from 1, not {repeats!r}")
     if score is not None and not callable(score):
@@ -130,7 +142,7 @@ def sweep(
         drafter_preset=drafter_preset,
         dtype=default_dtype(dtype),
     )
-    engines = {point[:2]: build(pair, point.settings) for point in found}
+    engines = {point.program: build(pair, point.settings) for point in found}
     shortest = min(engines.values(), key=lambda engine: engine.context)
     room = min(shortest.context, context or shortest.context)
     requests = [
@@ -147,7 +159,7 @@ def sweep(
         "device": [jax.default_backend(), jax.devices()[0].device_kind, jax.device_count()],
         "jax": jax.__version__,
     }
-    del about["rule"], about["alpha"]
+    del about["rule"], about["alpha"], about["lookahead"]
     run = fingerprint.digest(about)
     (folder / f"{run}.settings.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     path = folder / "results.jsonl"
@@ -175,8 +187,8 @@ def sweep(
     return rows
 
 
-def points(rules: Any, settings: Settings) -> list[Point]:
-    """Returns the verifier alone and every rule at every threshold, checked.
+def points(rules: Any, controllers: Sequence[Any], settings: Settings) -> list[Point]:
+    """Returns the verifier alone and every rule at every threshold with every controller, checked.
 
     Raises:
       UserError: `rules` is not what it should be, a threshold lies outside its rule's range, or a rule does not suit
@@ -188,7 +200,7 @@ def points(rules: Any, settings: Settings) -> list[Point]:
         raise UserError(f"RULES must be a list as in [(@token_v3, (0.0, 0.1)), @lossless], not {rules!r}")
     found = {}
     alone = dataclasses.replace(settings, method="verifier_only", rule=deferral.lossless, alpha=0.0)
-    found[VERIFIER] = Point(VERIFIER, "", None, alone)
+    found[VERIFIER] = Point(VERIFIER, "", "", "", None, alone)
     for item in rules:
         rule, thresholds = (item, (None,)) if callable(item) else item if _is_pair(item) else (None, ())
         if not callable(rule):
@@ -201,9 +213,21 @@ def points(rules: Any, settings: Settings) -> list[Point]:
         for alpha in thresholds:
             whole = isinstance(alpha, int) and not isinstance(alpha, bool)
             number = 0.0 if alpha is None else float(alpha) if whole else alpha
-            mine = dataclasses.replace(settings, rule=rule, alpha=number)
-            found[identity, alpha] = Point(name, identity, None if alpha is None else number, mine)
+            for controller in controllers:
+                mine = dataclasses.replace(settings, rule=rule, alpha=number, lookahead=controller)
+                assert isinstance(mine.lookahead, DraftLength)
+                steps = fingerprint.digest(fingerprint.of_code(mine.lookahead))
+                threshold = None if alpha is None else number
+                found[identity, alpha, steps] = Point(name, identity, mine.lookahead.name, steps, threshold, mine)
     return list(found.values())
+
+
+def _controllers(lookahead: Any) -> Sequence[Any]:
+    if isinstance(lookahead, list | tuple) and not isinstance(lookahead, DraftLength):
+        if not lookahead:
+            raise UserError("LOOKAHEAD must be a draft-length controller, or a list of some, not an empty list")
+        return lookahead
+    return [lookahead]
 
 
 def _is_pair(item: Any) -> bool:
@@ -245,7 +269,7 @@ def _tasks(
             ids = [entries[at]["id"] for at in chosen]
             unit = fingerprint.digest(ids)
             for point in found:
-                if not all((*point[:3], repeat, unit, each) in have for each in ids):
+                if not all((*point[:5], repeat, unit, each) in have for each in ids):
                     tasks.append(Task(point, repeat, chosen, unit))
     return tasks
 
@@ -259,16 +283,16 @@ def _timed(tasks: Sequence[Task], engines: dict[tuple, Engine], requests: Sequen
         bar = progress.add_task("", total=len(tasks))
         for number, task in enumerate(tasks):
             point = task.point
-            engine, group = engines[point[:2]], [requests[at] for at in task.chosen]
-            if point[:2] not in shapes:
-                progress.update(bar, description=f"compiling {point.rule}")
-                shapes[point[:2]] = prepare(engine, requests)
+            engine, group = engines[point.program], [requests[at] for at in task.chosen]
+            if point.program not in shapes:
+                progress.update(bar, description=f"compiling {point.rule} {point.lookahead}")
+                shapes[point.program] = prepare(engine, requests)
                 short = [each._replace(max_new_tokens=min(_WARM_UP, each.max_new_tokens)) for each in group]
-                complete(engine, short, shapes=shapes[point[:2]])
+                complete(engine, short, shapes=shapes[point.program])
             label = point.rule if point.alpha is None else f"{point.rule} {point.alpha:g}"
             progress.update(bar, description=label)
             group = [each._replace(alpha=point.settings.alpha) for each in group]
-            yield task, complete(engine, group, shapes=shapes[point[:2]])
+            yield task, complete(engine, group, shapes=shapes[point.program])
             progress.advance(bar)
             last = number + 1 == len(tasks) or tasks[number + 1][1:] != task[1:]
             if last and not err.is_terminal:
@@ -281,6 +305,8 @@ def _line(run: str, task: Task, entry: dict[str, Any], result: Result) -> dict[s
         "run": run,
         "rule": task.point.rule,
         "rule_id": task.point.rule_id,
+        "lookahead": task.point.lookahead,
+        "lookahead_id": task.point.lookahead_id,
         "alpha": task.point.alpha,
         "repeat": task.repeat,
         "unit": task.unit,

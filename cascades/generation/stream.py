@@ -96,7 +96,7 @@ def prepare(engine: Engine, requests: Sequence[Query]) -> Shapes:
     slots = engines.slots_for(engine, [_limit(engine, request) for request in requests])
     for request in requests:
         shapes = engines.shapes_for(batch, [len(request.ids)], slots)
-        engines.compile_for(engine, shapes, _batch(engine, shapes, [request]))
+        engines.compile_for(engine, shapes, batch_of(engine, shapes, [request]))
     return Shapes(batch, slots, slots)
 
 
@@ -126,7 +126,7 @@ def generate(
         chosen = list(range(first, min(first + batch, len(requests))))
         group = [requests[i] for i in chosen]
         fit = engines.shapes_for(batch, [len(request.ids) for request in group], slots)
-        request = _batch(engine, fit, group, names[first:])
+        request = batch_of(engine, fit, group, names[first:])
         yield from _decode(engine, engines.compile_for(engine, fit, request), request, chosen, requests, rounds)
 
 
@@ -272,7 +272,7 @@ def _names(requests: Sequence[Query]) -> list[tuple[int, int]]:
     return numbers
 
 
-def _batch(
+def batch_of(
     engine: Engine, shapes: Shapes, requests: Sequence[Query], numbers: Sequence[tuple[int, int]] = ()
 ) -> Request:
     """Pads requests to the shapes. Rows without a request hold one token and have ended before they begin."""

@@ -1,13 +1,19 @@
 """One compilation serves every alpha, temperature, cut, seed, limit, number of rounds and draft length; buffers are
 donated."""
 
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers import SLOTS, crowd, decode, lab, request
 from reference import Settings
 
-from cascades.decoding import FREE
+from cascades import lookahead, models, rules
+from cascades.decoding import FREE, Plan, advance_sequential, compile_plan
+from cascades.decoding.round import advance
 from cascades.lookahead import given_costs
 
 
@@ -54,3 +60,23 @@ def test_state_is_donated():
     assert analysis.alias_size_in_bytes >= size
     pair.programs.run(pair.verifier, pair.drafter, state, *arguments)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(large))
+
+
+@pytest.mark.parametrize("step", [advance, advance_sequential])
+def test_no_round_copies_a_cache(step):
+    # A `lax.cond` or `lax.switch` around a pass would copy every buffer on the way in and on the way out.
+    shape = {"vocab_size": 32, "d_model": 16, "d_ff": 24, "num_heads": 2, "num_kv_heads": 1, "context_length": 64}
+    verifier = models.decoder(models.DecoderConfig(**shape, num_layers=2, head_dim=8))
+    drafter = models.decoder(models.DecoderConfig(**shape, num_layers=1, head_dim=6))
+    plan = Plan(verifier, drafter, rules.chow, lookahead.verifier_guided(), 4, 32)
+    programs = compile_plan(plan, step)
+    weights = verifier.init(jax.random.key(0)), drafter.init(jax.random.key(1))
+    batch = request(crowd()[:3])
+    state = jax.eval_shape(partial(programs.start, slots=64), *weights, batch, given_costs(4, 0.2))
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    stop = jax.ShapeDtypeStruct((3,), jnp.bool_)
+    text = programs.run.lower(*weights, state, stop, number, number).compile().as_text()
+    for heads in (8, 6):
+        buffer = rf"f32\[3,1,64,{heads}\]"
+        assert re.search(buffer, text)
+        assert not re.findall(rf"= {buffer}\S* copy\(", text)

@@ -15,7 +15,7 @@ from cascades.errors import UserError
 from cascades.experiments import report
 from cascades.experiments.summary import VERIFIER, Row
 
-ALONE = Row(VERIFIER, None, 20, 1.0, 1.0, 1.0, 1.0, 1.0, None, None, None, 51.2, 101.5, -0.412, None)
+ALONE = Row(VERIFIER, None, None, 20, 1.0, 1.0, 1.0, 1.0, 1.0, None, None, None, 51.2, 101.5, -0.412, None)
 LOSSLESS = ALONE._replace(rule="lossless", relative_time=0.8, low=0.7, high=0.9, speed=1.25, block_efficiency=1.5)
 V3 = [
     LOSSLESS._replace(rule="token_v3", alpha=alpha, acceptance=0.5, relative_time=1 / speed, speed=speed)
@@ -57,6 +57,20 @@ def test_the_plot_has_a_line_per_rule():
     assert list({line.get_label(): line for line in efficiency.lines}["token_v3"].get_ydata()) == [1.5, 1.5]
     [bars] = speed.containers
     assert len(bars.lines[2][0].get_segments()) == 2
+
+
+GUIDED = [ALONE, *(row._replace(lookahead=name) for name in ("guided", "drafter_confidence(0.4)") for row in ROWS[1:3])]
+
+
+def test_controllers_are_told_apart_where_there_are_several():
+    file = io.StringIO()
+    Console(file=file, width=80).print(report.table(GUIDED))
+    assert "…" not in file.getvalue() and file.getvalue().count("drafter_confidence(0.4)") == 2
+    assert "lookahead" not in report.columns(GUIDED[:3]) and "lookahead" in report.columns(GUIDED)
+    speed, efficiency = report.plot(GUIDED).axes
+    assert [tick.get_text() for tick in speed.get_yticklabels()] == ["guided", "drafter_confidence(0.4)"]
+    assert sorted(bar.get_width() for bar in speed.patches) == [1.25, 1.25, 1.5, 1.5]
+    assert len(efficiency.patches) == 4
 
 
 def test_scores_get_a_panel():

@@ -5,10 +5,11 @@ import pytest
 from cascades.experiments.summary import VERIFIER, relative_time, summarise
 
 
-def line(rule=VERIFIER, alpha=None, unit="a", repeat=0, wall=1.0, prompt="p", rule_id="", text="", **figures):
+def line(rule=VERIFIER, alpha=None, unit="a", repeat=0, wall=1.0, prompt="p", text="", **others):
+    names = {"rule": rule, "alpha": alpha, "unit": unit, "repeat": repeat, "prompt_id": prompt}
+    names |= {name: others.pop(name, "") for name in ("rule_id", "lookahead", "lookahead_id")}
     stats = {"tokens_out": 10, "verifier_calls": 10, "accepted": 0, "drafted": 0, "rejected": 0, "decided": 0}
-    stats |= {"deferred": 0.0, "log_p": -5.0, "wall_s": wall} | figures
-    names = {"rule": rule, "rule_id": rule_id, "alpha": alpha, "unit": unit, "repeat": repeat, "prompt_id": prompt}
+    stats |= {"deferred": 0.0, "log_p": -5.0, "wall_s": wall} | others
     return names | {"text": text, "input": {"prompt": prompt}, "stats": stats}
 
 
@@ -61,6 +62,15 @@ def test_order_and_labels():
         ("lossy bbbb", 0.1),
         ("lossless", None),
     ]
+
+
+def test_controllers_are_rows_of_their_own():
+    lines = [line()]
+    for name, identity in (("fixed(1)", "aa"), ("fixed(2)", "bb"), ("custom", "cccc1"), ("custom", "dddd1")):
+        lines += [line("chow", alpha, lookahead=name, lookahead_id=identity) for alpha in (0.5, 0.1)]
+    found = [(row.lookahead, row.alpha) for row in summarise(lines)]
+    names = ("fixed(1)", "fixed(2)", "custom cccc", "custom dddd")
+    assert found == [(None, None), *((name, alpha) for name in names for alpha in (0.1, 0.5))]
 
 
 def test_exact_match_as_a_score():

@@ -15,7 +15,7 @@ from cascades.errors import UserError
 from cascades.experiments import sweep as module
 from cascades.experiments.sweep import points, sweep
 from cascades.generation import Result, Settings, Shapes, load_pair
-from cascades.lookahead import fixed
+from cascades.lookahead import fixed, verifier_guided
 
 PROMPTS = ({"prompt": "the quick", "answer": "x"}, {"prompt": "a small model"}, {"prompt": "12 + 3"})
 RULES = (rules.lossless, (rules.token_v3, (0.0, 0.5)))
@@ -135,9 +135,17 @@ def test_after_an_interruption_the_rest_is_run(run, calls, tmp_path, monkeypatch
     assert len(calls) == 24 and [row.prompts for row in rows] == [3, 3, 3, 3]
 
 
+def test_a_controller_is_added_to_those_that_were_run(run, calls):
+    run(repeats=1)
+    calls.clear()
+    rows = run(repeats=1, lookahead=(fixed(1), fixed(2), verifier_guided))
+    assert len(calls) == 3 * 3 * 2  # prompts, points and new controllers
+    assert [row.lookahead for row in rows if row.rule == "lossless"] == ["fixed(2)", "fixed(1)", "verifier_guided"]
+
+
 @pytest.mark.parametrize(
     "other",
-    [{"seed": 1}, {"lookahead": fixed(1)}, {"batch_size": 2}, {"max_new_tokens": 9}, {"drafter": "another"}],
+    [{"seed": 1}, {"batch_size": 2}, {"max_new_tokens": 9}, {"drafter": "another"}],
     ids=lambda other: next(iter(other)),
 )
 def test_other_settings_do_not_mix(run, calls, tmp_path, capsys, other):
@@ -197,6 +205,8 @@ def test_a_row_is_limited_by_the_smaller_context(run, calls, tmp_path, monkeypat
         ({"rules": ((rules.token_v3, (0.1, 1.5)),)}, "ALPHA for token_v3 must be a number from 0 to 1, not 1.5"),
         ({"method": "token_cascade"}, "a token cascade needs a rule that looks at the drafter only"),
         ({"method": "sequence_cascade"}, "METHOD of a sweep must be one of"),
+        ({"lookahead": ()}, "LOOKAHEAD must be a draft-length controller, or a list"),
+        ({"lookahead": (fixed(1), rules.chow)}, "LOOKAHEAD must be a draft-length controller such as"),
         ({"repeats": 0}, "REPEATS must be a whole number from 1"),
         ({"score": "exact"}, "SCORE must be a function"),
         ({"input": ""}, "INPUT must be a JSONL file"),
@@ -235,7 +245,7 @@ def test_the_shipped_config_runs(tiny_files, run, calls, tmp_path, monkeypatch):
 
 
 def test_equal_points_are_one():
-    found = points([(rules.chow, (0, 0.0, 0.5)), rules.lossless, (rules.chow, [0.5])], Settings())
+    found = points([(rules.chow, (0, 0.0, 0.5)), rules.lossless, (rules.chow, [0.5])], [fixed(2)], Settings())
     assert [(point.rule, point.alpha) for point in found] == [
         ("verifier_only", None),
         ("chow", 0.0),

@@ -1,0 +1,181 @@
+"""What a round is made of: the run function of `launch/costs.py`."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rich import box
+from rich.table import Table
+
+from cascades import rules
+from cascades.cache import rewind
+from cascades.errors import UserError
+from cascades.experiments import terminal
+from cascades.experiments.decode import check_uris, compilation_cache, default_dtype
+from cascades.generation import Engine, Language, Settings, Shapes, build, load_pair, queries
+from cascades.generation.engine import compile_for, slots_for, time_rounds
+from cascades.generation.stream import batch_of
+from cascades.lookahead import fixed
+
+
+class Row(NamedTuple):
+    """One draft length k; seconds are medians.
+
+    verify: the verifier pass of such a round, alone: the narrowest of those compiled that holds k + 1 tokens. parts:
+    that and k drafter steps. round: the round itself, of the program that decodes. overhead: round / parts - 1, the
+    median over repeats.
+    pays: the least acceptance per draft at which drafting k tokens is faster than drafting none; None where none is.
+    """
+
+    k: int
+    verify: float
+    parts: float
+    round: float
+    overhead: float
+    pays: float | None
+
+
+class Outcome(NamedTuple):
+    """draft: seconds of a drafter step, alone. rows: by draft length."""
+
+    draft: float
+    rows: list[Row]
+
+
+def costs(
+    *,
+    verifier: str,
+    drafter: str | None,
+    prompt: str,
+    verifier_preset: str | None = None,
+    drafter_preset: str | None = None,
+    dtype: str | None = None,
+    rule: Callable = rules.token_v3,
+    alpha: float = 0.1,
+    k_max: int = 8,
+    temperature: float = 0.0,
+    context: int | None = None,
+    batch_size: int = 1,
+    repeats: int = 7,
+) -> Outcome:
+    """Times a round of every draft length next to its own drafter steps and verifier pass, in one process.
+
+    Args:
+      verifier, drafter, …: see `decode`, whose knobs have the same names. prompt: what every row holds.
+      context: slots of the caches. repeats: how often everything is timed, in turn.
+
+    Raises:
+      UserError: any input that cannot be used, in one sentence.
+    """
+    settings = Settings(
+        rule=rule,
+        alpha=alpha,
+        k_max=k_max,
+        lookahead=fixed(k_max),
+        temperature=temperature,
+        context=context,
+        batch_size=batch_size,
+        max_new_tokens=2 * (k_max + 1),
+        ignore_eos=True,
+    )
+    check_uris(verifier, drafter, settings)
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise UserError(f"REPEATS must be a whole number from 1, not {repeats!r}")
+    out, err = terminal.consoles()
+    compilation_cache()
+    presets = {"verifier_preset": verifier_preset, "drafter_preset": drafter_preset}
+    pair = load_pair(verifier, drafter, **presets, dtype=default_dtype(dtype))
+    engine = build(pair, settings)
+    with err.status("compiling and timing"):
+        outcome = measure(engine, prompt, repeats)
+    out.print(f"a drafter step takes {1e3 * outcome.draft:.1f} ms, rows of {batch_size}", highlight=False)
+    out.print(table(outcome.rows))
+    first = outcome.rows[0].round
+    figures = ", ".join(f"{(row.round - row.k * outcome.draft) / first:.3f}" for row in outcome.rows)
+    out.print(f'--gin.COSTS="({outcome.draft / first:.3f}, ({figures}))"', highlight=False, soft_wrap=True)
+    return outcome
+
+
+def measure(engine: Engine, prompt: str, repeats: int) -> Outcome:
+    """Times passes and rounds in turn, `repeats` times."""
+    settings, pair = engine.settings, engine.pair
+    assert pair.drafter is not None
+    requests = queries(engine, [prompt]) * settings.batch_size
+    length = len(requests[0].ids)
+    slots = slots_for(engine, [length + requests[0].max_new_tokens])
+    shapes = Shapes(settings.batch_size, slots, slots)
+    request = batch_of(engine, shapes, requests)
+    compiled = compile_for(engine, shapes, request)
+    lengths = range(settings.k_max + 1)
+    steps = _pass(pair.drafter, shapes, length, 1)
+    widths = engine.programs.plan.widths
+    alone = {width: _pass(pair.verifier, shapes, length, width) for width in widths}
+    draft, verify, rounds = [], [], []
+    for _ in range(repeats):
+        draft.append(steps())
+        passes = {width: each() for width, each in alone.items()}
+        verify.append([next(passes[width] for width in widths if width > k) for k in lengths])
+        seconds = time_rounds(engine, compiled, request, list(lengths), 1)
+        rounds.append([seconds[k] for k in lengths])
+    median = statistics.median
+    rows = []
+    for k in lengths:
+        parts = [one[k] + k * step for one, step in zip(verify, draft, strict=True)]
+        ratios = [whole[k] / part - 1 for whole, part in zip(rounds, parts, strict=True)]
+        whole = median(each[k] for each in rounds)
+        relative = whole / median(each[0] for each in rounds)
+        rows.append(Row(k, median(v[k] for v in verify), median(parts), whole, median(ratios), break_even(k, relative)))
+    return Outcome(median(draft), rows)
+
+
+def break_even(k: int, cost: float) -> float | None:
+    """Returns the acceptance a with (1 + a + … + a^k) / cost = 1, None where even a = 1 does not pay (or k is 0)."""
+    if k == 0 or k + 1 <= cost:
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        if sum(middle**i for i in range(k + 1)) < cost:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Returns a line per draft length."""
+    drawn = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("k", "verify ms", "sum of passes ms", "round ms", "loop", "pays from acceptance"):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        pays = "–" if row.pays is None else f"{row.pays:.2f}"
+        cells = (f"{1e3 * row.verify:.1f}", f"{1e3 * row.parts:.1f}", f"{1e3 * row.round:.1f}", f"{row.overhead:+.1%}")
+        drawn.add_row(str(row.k), *cells, pays)
+    return drawn
+
+
+def _pass(language: Language, shapes: Shapes, length: int, width: int) -> Callable[[], float]:
+    """Returns a function that times one pass over `width` tokens a row, behind `length` that are cached."""
+    model = language.model
+    tokens = jnp.ones((shapes.batch, width), jnp.int32)
+    held = jnp.full((shapes.batch,), length, jnp.int32)
+
+    @partial(jax.jit, donate_argnums=1)
+    def run(params, cache):
+        output, cache = model.extend(params, tokens, cache)
+        return output.logits, rewind(cache, held)
+
+    cache: list[Any] = [rewind(model.init_cache(shapes.batch, shapes.slots), jnp.array(held))]
+
+    def timed() -> float:
+        began = time.perf_counter()
+        logits, cache[0] = jax.block_until_ready(run(language.params, cache[0]))
+        del logits
+        return time.perf_counter() - began
+
+    timed()  # compiles
+    return timed
