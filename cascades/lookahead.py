@@ -84,13 +84,22 @@ def _go_on(state: State, drafted: Drafted):
     return state, yes, yes
 
 
+def _as_it_is(state: State):
+    return state, state
+
+
+def _unmoved(state: State, verdict: Verdict):
+    del verdict
+    return state
+
+
 def fixed(k: int = 4) -> DraftLength:
     """Always drafts k tokens (0 is verifier alone)."""
     return DraftLength(
         init=lambda batch, costs: jnp.full((batch,), k, jnp.int32),
-        propose=lambda state: (state, state),
+        propose=_as_it_is,
         step=_go_on,
-        update=lambda state, verdict: state,
+        update=_unmoved,
         name=f"fixed({k})",
     )
 
@@ -105,7 +114,7 @@ def heuristic(start: int = 4) -> DraftLength:
 
     return DraftLength(
         init=lambda batch, costs: jnp.full((batch,), start, jnp.int32),
-        propose=lambda state: (state, state),
+        propose=_as_it_is,
         step=_go_on,
         update=update,
         name="heuristic",
@@ -120,9 +129,9 @@ def drafter_confidence(threshold: float = 0.4) -> DraftLength:
 
     return DraftLength(
         init=lambda batch, costs: jnp.full((batch,), _UNLIMITED, jnp.int32),
-        propose=lambda state: (state, state),
+        propose=_as_it_is,
         step=step,
-        update=lambda state, verdict: state,
+        update=_unmoved,
         name=f"drafter_confidence({threshold:g})",
     )
 
@@ -136,9 +145,9 @@ def bild_fallback(threshold: float = 0.6) -> DraftLength:
 
     return DraftLength(
         init=lambda batch, costs: jnp.full((batch,), _UNLIMITED, jnp.int32),
-        propose=lambda state: (state, state),
+        propose=_as_it_is,
         step=step,
-        update=lambda state, verdict: state,
+        update=_unmoved,
         name=f"bild_fallback({threshold:g})",
     )
 

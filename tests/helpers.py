@@ -229,14 +229,19 @@ def request(cases, keys=None) -> Request:
     )
 
 
+def begin(lab: Lab, batch: Request, slots: int = SLOTS, costs: lookahead.Costs | None = None) -> State:
+    """Prefills a batch."""
+    costs = lookahead.given_costs(lab.programs.plan.k_max, 0.2) if costs is None else costs
+    initial = lab.programs.plan.lookahead.init(batch.length.shape[0], costs)
+    return lab.programs.start(lab.verifier, lab.drafter, batch, initial, slots)
+
+
 def decode(
     lab: Lab, batch: Request, slots: int = SLOTS, forced: int = FREE, rounds: int = 1 << 20, costs=None
 ) -> State:
     """Runs a batch to its end."""
-    costs = lookahead.given_costs(lab.programs.plan.k_max, 0.2) if costs is None else costs
-    rows = batch.length.shape[0]
-    state = lab.programs.start(lab.verifier, lab.drafter, batch, costs, slots)
-    stop = jnp.zeros((rows,), bool)
+    state = begin(lab, batch, slots, costs)
+    stop = jnp.zeros(batch.length.shape, bool)
     return lab.programs.run(lab.verifier, lab.drafter, state, stop, jnp.int32(rounds), jnp.int32(forced))
 
 

@@ -10,7 +10,6 @@ from jax import lax
 
 from cascades.decoding.round import Plan, advance
 from cascades.decoding.state import Finish, Origin, Request, State, empty_info
-from cascades.lookahead import Costs
 from cascades.typing import Array, Bool, Int, Params
 
 Advance = Callable[..., State]
@@ -21,8 +20,9 @@ FREE = -1  # the value of `forced` that leaves the draft length to the lookahead
 class Programs(NamedTuple):
     """A plan, compiled on first use for each shape.
 
-    start: `(verifier_params, drafter_params, request, costs, slots) -> state`: prefills both caches. `slots`, static,
-      is the length of every buffer; at least the largest limit and the padded prompt.
+    start: `(verifier_params, drafter_params, request, lookahead, slots) -> state`: prefills both caches. `lookahead` is
+      what `plan.lookahead.init` returns; it stays outside, so that one program serves every draft length. `slots`,
+      static, is the length of every buffer; at least the largest limit and the padded prompt.
     run: `(verifier_params, drafter_params, state, stop, rounds, forced) -> state`: rounds until every row has ended, or
       `rounds` of them (traced: a stream asks for a few at a time). `stop` `[b]` ends rows on the host's word. The
       state is donated. `forced` is `FREE`, or the draft length of every row.
@@ -40,8 +40,8 @@ def compile_plan(plan: Plan, advance: Advance = advance) -> Programs:
       plan: what is static. advance: one round; `sequential.advance_sequential` makes a token cascade.
     """
 
-    def start(verifier_params, drafter_params, request: Request, costs: Costs, slots: int) -> State:
-        return _start(plan, verifier_params, drafter_params, request, costs, slots)
+    def start(verifier_params, drafter_params, request: Request, lookahead: Any, slots: int) -> State:
+        return _start(plan, verifier_params, drafter_params, request, lookahead, slots)
 
     def run(verifier_params, drafter_params, state: State, stop, rounds, forced) -> State:
         step = partial(advance, plan, verifier_params, drafter_params, forced=forced)
@@ -51,7 +51,7 @@ def compile_plan(plan: Plan, advance: Advance = advance) -> Programs:
 
 
 def _start(
-    plan: Plan, verifier_params: Params, drafter_params: Params, request: Request, costs: Costs, slots: int
+    plan: Plan, verifier_params: Params, drafter_params: Params, request: Request, lookahead: Any, slots: int
 ) -> State:
     batch, width = request.tokens.shape
     k_max = plan.k_max if plan.drafter else 0
@@ -73,7 +73,7 @@ def _start(
         verifier_cache=prefill(plan.verifier, verifier_params),
         drafter_cache=prefill(plan.drafter, drafter_params) if plan.drafter else None,
         draft_logits=jnp.zeros((batch, k_max + 1, plan.vocab_size if plan.drafter else 1), jnp.float32),
-        lookahead=plan.lookahead.init(batch, costs),
+        lookahead=lookahead,
         info=empty_info(batch, k_max),
     )
 

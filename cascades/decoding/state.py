@@ -83,7 +83,7 @@ class State(NamedTuple):
     pending: no cache holds it yet. finish: int8 `[b]`, a `Finish`.
     verifier_cache: holds `length - 1` tokens of every running row. drafter_cache: holds at most that; it catches up
     when it drafts. draft_logits: float32 `[b, k_max + 1, v]`, scratch of a round, kept so that it is not allocated
-    anew. lookahead: the state of the `DraftLength`. costs: what it was given. info: what happened so far.
+    anew. lookahead: the state of the `DraftLength`. info: what happened so far.
     """
 
     tokens: Int[Array, "b n"]

@@ -85,6 +85,8 @@ def costs(
     check_uris(verifier, drafter, settings)
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise UserError(f"REPEATS must be a whole number from 1, not {repeats!r}")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError(f"PROMPT must be some text in quotes, as in --gin.PROMPT=\"'Why?'\", not {prompt!r}")
     out, err = terminal.consoles()
     compilation_cache()
     presets = {"verifier_preset": verifier_preset, "drafter_preset": drafter_preset}
@@ -95,7 +97,8 @@ def costs(
     out.print(f"a drafter step takes {1e3 * outcome.draft:.1f} ms, rows of {batch_size}", highlight=False)
     out.print(table(outcome.rows))
     first = outcome.rows[0].round
-    figures = ", ".join(f"{(row.round - row.k * outcome.draft) / first:.3f}" for row in outcome.rows)
+    passes = [max((row.round - row.k * outcome.draft) / first, 1e-3) for row in outcome.rows]
+    figures = ", ".join(f"{each:.3f}" for each in passes)
     out.print(f'--gin.COSTS="({outcome.draft / first:.3f}, ({figures}))"', highlight=False, soft_wrap=True)
     return outcome
 
@@ -134,7 +137,7 @@ def measure(engine: Engine, prompt: str, repeats: int) -> Outcome:
 
 def break_even(k: int, cost: float) -> float | None:
     """Returns the acceptance a with (1 + a + … + a^k) / cost = 1, None where even a = 1 does not pay (or k is 0)."""
-    if k == 0 or k + 1 <= cost:
+    if k == 0 or k + 1 < cost:
         return None
     low, high = 0.0, 1.0
     for _ in range(40):

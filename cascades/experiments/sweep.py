@@ -19,6 +19,7 @@ from cascades.experiments import prompts as prompt_files
 from cascades.experiments.decode import check_uris, compilation_cache, default_dtype
 from cascades.experiments.summary import VERIFIER, Row
 from cascades.generation import Engine, Query, Result, Settings, Shapes, build, complete, load_pair, prepare, queries
+from cascades.generation.engine import sharing
 from cascades.lookahead import DraftLength, verifier_guided
 
 _METHODS = ("speculative", "token_cascade", "oracle_cascade")
@@ -142,7 +143,10 @@ def sweep(
         drafter_preset=drafter_preset,
         dtype=default_dtype(dtype),
     )
-    engines = {point.program: build(pair, point.settings) for point in found}
+    engines: dict[tuple, Engine] = {}
+    for point in found:
+        if point.program not in engines:
+            engines[point.program] = sharing(build(pair, point.settings), engines.values())
     shortest = min(engines.values(), key=lambda engine: engine.context)
     room = min(shortest.context, context or shortest.context)
     requests = [

@@ -99,6 +99,24 @@ def build(pair: Pair, settings: Settings) -> Engine:
     return Engine(settings, pair, programs, verifier.params, drafter.params if drafter else {}, context, {})
 
 
+def sharing(engine: Engine, others: Iterable[Engine]) -> Engine:
+    """Returns `engine` with the programs of one of `others` that traces the same, so that they are compiled once.
+
+    Where a controller begins is no part of a program: every `fixed(k)` is the same one.
+    """
+
+    def traced(engine: Engine) -> Plan:
+        plan = engine.programs.plan
+        return plan._replace(lookahead=plan.lookahead._replace(init=None, name=""))  # pyright: ignore[reportArgumentType]
+
+    for other in others:
+        plan = engine.programs.plan
+        if engine.pair is other.pair and not plan.lookahead.timed and traced(engine) == traced(other):
+            programs = engine.programs._replace(start=other.programs.start, run=other.programs.run)
+            return engine._replace(programs=programs, compiled=other.compiled)
+    return engine
+
+
 def slots_for(engine: Engine, limits: Iterable[int]) -> int:
     """Returns the length of the buffers of a run whose rows grow to `limits`."""
     return min(engine.settings.context or _up(max(limits) + 1), engine.context)
@@ -126,18 +144,19 @@ def compile_for(engine: Engine, shapes: Shapes, example: Request) -> Compiled:
     settings, programs = engine.settings, engine.programs
     given = settings.costs if programs.plan.k_max == settings.k_max else None  # a baseline drafts nothing
     costs = given_costs(programs.plan.k_max, *(given or (0.0, ())))
+    initial = programs.plan.lookahead.init(shapes.batch, costs)
     weights = engine.verifier_params, engine.drafter_params
     number = jax.ShapeDtypeStruct((), jnp.int32)
     stop = jax.ShapeDtypeStruct((shapes.batch,), jnp.bool_)
     sibling = next((c for key, c in engine.compiled.items() if key._replace(prompt=shapes.prompt) == shapes), None)
 
     def start():
-        return programs.start.lower(*weights, example, costs, shapes.slots).compile()
+        return programs.start.lower(*weights, example, initial, shapes.slots).compile()
 
     def run():
         if sibling is not None:
             return sibling.run
-        state = jax.eval_shape(partial(programs.start, slots=shapes.slots), *weights, example, costs)
+        state = jax.eval_shape(partial(programs.start, slots=shapes.slots), *weights, example, initial)
         return programs.run.lower(*weights, state, stop, number, number).compile()
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -152,7 +171,8 @@ def compile_for(engine: Engine, shapes: Shapes, example: Request) -> Compiled:
 def begin(engine: Engine, compiled: Compiled, request: Request) -> State:
     """Prefills a batch. The request is copied: jit may pass its arrays on into the state, which is donated later."""
     request = jax.tree.map(jnp.copy, request)
-    return compiled.start(engine.verifier_params, engine.drafter_params, request, compiled.costs)
+    initial = engine.programs.plan.lookahead.init(compiled.shapes.batch, compiled.costs)
+    return compiled.start(engine.verifier_params, engine.drafter_params, request, initial)
 
 
 def proceed(engine: Engine, compiled: Compiled, state: State, stop: np.ndarray, rounds: int, forced: int = FREE):

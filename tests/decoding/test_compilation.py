@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import SLOTS, crowd, decode, lab, request
+from helpers import begin, crowd, decode, lab, request
 from reference import Settings
 
 from cascades import lookahead, models, rules
@@ -35,7 +35,7 @@ def test_sweeps_do_not_compile():
             rounds=5 + i,
             costs=given_costs(4, 0.1 * i, (1.0, 2.0, 2.0, 2.0, 3.0 + i)),
         )
-        state = pair.programs.start(pair.verifier, pair.drafter, request(cases), given_costs(4, 0.5), SLOTS)
+        state = begin(pair, request(cases), costs=given_costs(4, 0.5))
         stop = jnp.asarray(np.arange(len(cases)) % (i + 2) == 0)
         state = pair.programs.run(pair.verifier, pair.drafter, state, stop, jnp.int32(i), jnp.int32(FREE))
         pair.programs.run(pair.verifier, pair.drafter, state, ~stop, jnp.int32(1), jnp.int32(2))
@@ -52,7 +52,7 @@ def test_other_weights_do_not_compile():
 
 def test_state_is_donated():
     pair = lab(bonus="verifier")
-    state = pair.programs.start(pair.verifier, pair.drafter, request(crowd()), given_costs(4, 0.2), SLOTS)
+    state = begin(pair, request(crowd()))
     arguments = (jnp.zeros((len(crowd()),), bool), jnp.int32(1), jnp.int32(FREE))
     large = (state.verifier_cache, state.drafter_cache, state.draft_logits, state.tokens)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(large))
@@ -72,7 +72,9 @@ def test_no_round_copies_a_cache(step):
     programs = compile_plan(plan, step)
     weights = verifier.init(jax.random.key(0)), drafter.init(jax.random.key(1))
     batch = request(crowd()[:3])
-    state = jax.eval_shape(partial(programs.start, slots=64), *weights, batch, given_costs(4, 0.2))
+    state = jax.eval_shape(
+        partial(programs.start, slots=64), *weights, batch, plan.lookahead.init(3, given_costs(4, 0.2))
+    )
     number = jax.ShapeDtypeStruct((), jnp.int32)
     stop = jax.ShapeDtypeStruct((3,), jnp.bool_)
     text = programs.run.lower(*weights, state, stop, number, number).compile().as_text()

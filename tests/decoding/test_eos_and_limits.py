@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import EOS, SLOTS, crowd, decode, lab, request, sequential_text, texts
+from helpers import EOS, SLOTS, begin, crowd, decode, lab, request, sequential_text, texts
 
 from cascades.decoding import FREE, Finish
-from cascades.lookahead import given_costs
 
 SETUPS = [("maximal", "verifier", 3), ("gumbel", "target", -1)]
 
@@ -68,7 +67,7 @@ def test_rows_fill_the_buffer_to_its_last_slot():
 def test_rounds_may_be_asked_for_piece_by_piece():
     pair = lab(bonus="verifier")
     whole = decode(pair, request(crowd()))
-    state = pair.programs.start(pair.verifier, pair.drafter, request(crowd()), given_costs(4, 0.2), SLOTS)
+    state = begin(pair, request(crowd()))
     stop, lengths = jnp.zeros((len(crowd()),), bool), []
     while bool(jnp.any(state.running)):
         lengths.append(np.asarray(state.length))
@@ -85,7 +84,7 @@ def test_rounds_may_be_asked_for_piece_by_piece():
 def test_the_host_stops_rows():
     pair = lab(bonus="verifier")
     whole = texts(decode(pair, request(crowd())))
-    state = pair.programs.start(pair.verifier, pair.drafter, request(crowd()), given_costs(4, 0.2), SLOTS)
+    state = begin(pair, request(crowd()))
     go = np.zeros(len(crowd()), bool)
     state = pair.programs.run(pair.verifier, pair.drafter, state, jnp.asarray(go), jnp.int32(3), jnp.int32(FREE))
     early = texts(state)

@@ -102,6 +102,24 @@ def test_a_real_sweep_compiles_once_per_rule_and_reports(run, tmp_path, monkeypa
     assert "token_v3" in printed.out and "15 of 15 done" in printed.err
 
 
+def test_fixed_lengths_share_a_program(run, monkeypatch, tmp_path):
+    compiled = []
+    original = jax.stages.Lowered.compile
+
+    def count(self, *args, **kwargs):
+        compiled.append(self)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", count)
+    rows = run(rules=[rules.lossless], repeats=1, lookahead=(fixed(0), fixed(1), fixed(2)), ignore_eos=True)
+    assert len(compiled) == 4  # prefill and loop, of the verifier alone and of the rule
+    alone, *mine = rows
+    assert [row.lookahead for row in mine] == ["fixed(0)", "fixed(1)", "fixed(2)"]
+    assert mine[0].block_efficiency == alone.block_efficiency == 1.0 and mine[0].acceptance is None
+    assert 1.0 < mine[1].block_efficiency <= 2.0 < 3.0 and mine[2].block_efficiency > mine[1].block_efficiency
+    assert len({line["text"] for line in lines(tmp_path) if line["input"]["prompt"] == "the quick"}) == 1
+
+
 def test_points_are_timed_side_by_side_and_never_twice(run, calls, tmp_path):
     rows = run()
     batch = [(("the quick",), alpha) for alpha in (None, 0.0, 0.0, 0.5)]

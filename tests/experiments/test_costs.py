@@ -1,0 +1,59 @@
+"""What a round is made of, timed on a tiny pair."""
+
+import ast
+import math
+
+import pytest
+import tiny
+
+from cascades import config, rules
+from cascades.errors import UserError
+from cascades.experiments import costs as module
+from cascades.experiments.costs import break_even, costs
+from cascades.generation import Settings, load_pair
+
+
+def test_where_drafting_begins_to_pay():
+    assert break_even(0, 1.0) is None
+    assert break_even(1, 1.6) == pytest.approx(0.6)  # 1 + a = 1.6
+    assert break_even(2, 1.75) == pytest.approx(0.5)
+    assert break_even(3, 4.0) == pytest.approx(1.0)
+    assert break_even(3, 4.1) is None  # even if every draft were kept
+
+
+def test_the_shipped_config_times_every_length(tiny_files, monkeypatch, capsys):
+    monkeypatch.setattr(module, "compilation_cache", lambda: None)
+    knobs = (f"VERIFIER={tiny_files.verifier!r}", f"DRAFTER={tiny_files.drafter!r}", "REPEATS=2", "K_MAX=3")
+    outcome = config.configure(costs, str(tiny.ROOT / "configs" / "costs.gin"), knobs)()
+    assert [row.k for row in outcome.rows] == [0, 1, 2, 3] and outcome.draft > 0
+    for row in outcome.rows:
+        assert 0 < row.verify <= row.parts and row.round > 0 and row.overhead > -1
+        assert row.parts >= row.k * outcome.draft * 0.3  # medians of pairs, not of the same runs
+    assert outcome.rows[2].verify == pytest.approx(outcome.rows[3].verify, rel=1.0)
+
+    out = capsys.readouterr().out
+    assert "a drafter step takes" in out and "pays from acceptance" in out
+    draft, verify = ast.literal_eval(out.split('--gin.COSTS="')[1].split('"')[0])
+    assert len(verify) == 4 and verify[0] == 1.0 and math.isfinite(draft)
+
+
+def test_an_ngram_drafter_is_timed_too(tiny_files):
+    pair = load_pair(tiny_files.verifier, "ngram://2")
+    engine = module.build(pair, Settings(rule=rules.lossless, k_max=1, batch_size=2, max_new_tokens=4))
+    assert [row.k for row in module.measure(engine, "the quick", 1).rows] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "sentence"),
+    [
+        ({"repeats": 0}, "REPEATS must be a whole number from 1"),
+        ({"drafter": None}, "needs a drafter"),
+        ({"verifier": ""}, "VERIFIER must be a path or URI"),
+        ({"k_max": 0}, "K_MAX must be a whole number from 1"),
+        ({"prompt": " "}, "PROMPT must be some text"),
+    ],
+)
+def test_a_bad_knob_is_refused_before_a_model_is_loaded(monkeypatch, knobs, sentence):
+    monkeypatch.setattr(module, "load_pair", lambda *args, **kwargs: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=sentence):
+        costs(**{"verifier": "large", "drafter": "small", "prompt": "hi", **knobs})
