@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cascades.decoding.round import Plan, advance
-from cascades.decoding.state import Finish, Origin, Request, State, empty_info
+from cascades.decoding.state import Finish, Origin, Request, State, empty_info, placed
 from cascades.typing import Array, Bool, Int, Params
 
 Advance = Callable[..., State]
@@ -45,7 +45,7 @@ def compile_plan(plan: Plan, advance: Advance = advance) -> Programs:
 
     def run(verifier_params, drafter_params, state: State, stop, rounds, forced) -> State:
         step = partial(advance, plan, verifier_params, drafter_params, forced=forced)
-        return _run(step, state, stop, rounds)
+        return _run(lambda state: placed(step(state=state), plan.layout), state, stop, rounds)
 
     return Programs(plan, jax.jit(start, static_argnames="slots"), jax.jit(run, donate_argnums=2))
 
@@ -61,7 +61,7 @@ def _start(
     def prefill(model, params):
         return model.prefill(params, request.tokens, held, model.init_cache(batch, slots))
 
-    return State(
+    state = State(
         tokens=tokens,
         origins=jnp.full(tokens.shape, int(Origin.PROMPT), jnp.int8),
         length=request.length,
@@ -76,9 +76,10 @@ def _start(
         lookahead=lookahead,
         info=empty_info(batch, k_max),
     )
+    return placed(state, plan.layout)
 
 
-def _run(step: Advance, state: State, stop: Bool[Array, " b"], rounds: Int[Array, ""]) -> State:
+def _run(step: Callable[[State], State], state: State, stop: Bool[Array, " b"], rounds: Int[Array, ""]) -> State:
     finish = jnp.where(stop & state.running, int(Finish.STOP), state.finish).astype(jnp.int8)
 
     def more(carry):
@@ -87,7 +88,7 @@ def _run(step: Advance, state: State, stop: Bool[Array, " b"], rounds: Int[Array
 
     def body(carry):
         done, state = carry
-        return done + 1, step(state=state)
+        return done + 1, step(state)
 
     _, state = lax.while_loop(more, body, (jnp.int32(0), state._replace(finish=finish)))
     return state

@@ -12,6 +12,7 @@ from cascades.decoding.state import Finish, Info, Origin, State
 from cascades.distributions import Purpose, stream
 from cascades.lookahead import DraftLength, Verdict
 from cascades.rules import Rule
+from cascades.sharding import Layout
 from cascades.speculation import Block, Bonus, Coupling, Keys, empty_block, judge
 from cascades.typing import Array, Bool, Cache, Int, Model, Params
 
@@ -22,7 +23,7 @@ class Plan(NamedTuple):
     verifier: scores. drafter: drafts; None decodes with the verifier alone. rule, lookahead: of this run. k_max:
     longest draft. vocab_size: logits behind it are padding and cut off. eos: ids that end a row. coupling, bonus: see
     `speculation`.
-    alone: the origin of tokens when there is no drafter.
+    alone: the origin of tokens when there is no drafter. layout: where the verifier lives; None is one device.
     """
 
     verifier: Model
@@ -35,6 +36,7 @@ class Plan(NamedTuple):
     coupling: Coupling = "maximal"
     bonus: Bonus = "verifier"
     alone: Origin = Origin.VERIFIER
+    layout: Layout | None = None
 
     @property
     def widths(self) -> tuple[int, ...]:

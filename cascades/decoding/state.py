@@ -3,9 +3,11 @@
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from cascades.distributions import Sampling
+from cascades.sharding import Layout
 from cascades.typing import Array, Bool, Cache, Float, Int, Key
 
 
@@ -103,6 +105,19 @@ class State(NamedTuple):
     @property
     def running(self) -> Bool[Array, " b"]:
         return self.finish == Finish.RUNNING
+
+
+def placed(state: State, layout: Layout | None) -> State:
+    """Says where a state lives: rows as the batch, logits as the vocabulary; models place their caches."""
+    if layout is None:
+        return state
+
+    def rows(x: Array) -> Array:
+        return layout.constrain(x, ("batch", *(None,) * (x.ndim - 1)))
+
+    apart = ("verifier_cache", "drafter_cache", "draft_logits")
+    others = {name: jax.tree.map(rows, value) for name, value in state._asdict().items() if name not in apart}
+    return state._replace(**others, draft_logits=layout.constrain(state.draft_logits, ("batch", None, "vocab")))
 
 
 def empty_info(batch: int, k_max: int) -> Info:

@@ -89,8 +89,13 @@ def costs(
         raise UserError(f"PROMPT must be some text in quotes, as in --gin.PROMPT=\"'Why?'\", not {prompt!r}")
     out, err = terminal.consoles()
     compilation_cache()
-    presets = {"verifier_preset": verifier_preset, "drafter_preset": drafter_preset}
-    pair = load_pair(verifier, drafter, **presets, dtype=default_dtype(dtype))
+    pair = load_pair(
+        verifier,
+        drafter,
+        verifier_preset=verifier_preset,
+        drafter_preset=drafter_preset,
+        dtype=default_dtype(dtype),
+    )
     engine = build(pair, settings)
     with err.status("compiling and timing"):
         outcome = measure(engine, prompt, repeats)

@@ -3,6 +3,7 @@
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from cascades.generation import Engine, Finished, Query, Result, Settings, build
 from cascades.generation.engine import Shapes, slots_for
 from cascades.generation.stream import query
 from cascades.lookahead import DraftLength
+from cascades.sharding import STRATEGIES, Layout, layout, mesh_of
 
 _CHAT_SLOTS = 1024  # tokens of a conversation before it is compiled for a longer one
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -28,6 +30,9 @@ def decode(
     verifier_preset: str | None = None,
     drafter_preset: str | None = None,
     dtype: str | None = None,
+    mesh: tuple[int, int] | None = None,
+    strategy: str = "tensor",
+    drafter_strategy: str = "tensor",
     method: str = "speculative",
     rule: Callable = rules.token_v3,
     alpha: float = 0.1,
@@ -59,6 +64,8 @@ def decode(
 
     Args:
       verifier, drafter: URIs. dtype: "float32" or "bfloat16"; None is bfloat16 on a TPU or GPU, float32 on a CPU.
+      mesh: (data, model), how many ways batch and models are split over all devices; None is one device. strategy,
+        drafter_strategy: names of `sharding.STRATEGIES`.
       raw_prompt: do not put a chat template around prompts.
       prompt, input, output: from the command line: prompts, a JSONL file of them, a JSONL file for results.
       default_prompt: what is decoded when neither is given and nobody sits at the terminal.
@@ -91,6 +98,7 @@ def decode(
     if not isinstance(raw_prompt, bool):
         raise UserError(f"RAW_PROMPT must be True or False, not {raw_prompt!r}")
     kind = default_dtype(dtype)
+    layouts = layouts_of(mesh, strategy, drafter_strategy, batch_size)
     interactive = not prompt and input is None and sys.stdin.isatty()
     found = prompt_files.collect(prompt, input)
     if not found and not interactive:
@@ -108,6 +116,8 @@ def decode(
         verifier_preset=verifier_preset,
         drafter_preset=drafter_preset,
         dtype=kind,
+        layout=layouts[0],
+        drafter_layout=layouts[1],
     )
     engine = build(pair, settings)
     requests = [] if interactive else queries(engine, [record["prompt"] for record in found], raw=raw_prompt)
@@ -234,6 +244,29 @@ def default_dtype(name: str | None):
     if not isinstance(name, str) or name not in _DTYPES:
         raise UserError(f"DTYPE must be one of {', '.join(_DTYPES)}, not {name!r}")
     return _DTYPES[name]
+
+
+def layouts_of(mesh: Any, strategy: str, drafter_strategy: str, batch_size: int) -> tuple[Layout | None, Layout | None]:
+    """Returns where verifier and drafter live: nowhere in particular without a mesh.
+
+    Raises:
+      UserError: the mesh is no pair of numbers, does not fit the devices, or does not divide the batch; an unknown
+        strategy.
+    """
+    names = [("STRATEGY", strategy), ("DRAFTER_STRATEGY", drafter_strategy)]
+    for knob, name in names:
+        if name not in STRATEGIES:
+            raise UserError(f"{knob} must be one of {', '.join(STRATEGIES)}, not {name!r}")
+    if mesh is None:
+        return None, None
+    whole = isinstance(mesh, list | tuple) and len(mesh) == 2 and all(type(size) is int and size > 0 for size in mesh)
+    if not whole:
+        raise UserError(f"MESH must be (data, model), two whole numbers from 1, as in (1, 4), not {mesh!r}")
+    data, model = mesh
+    if batch_size % data:
+        raise UserError(f"BATCH_SIZE must be a multiple of the {data} ways that MESH splits a batch, not {batch_size}")
+    devices = mesh_of(jax.devices(), data, model)
+    return layout(devices, strategy), layout(devices, drafter_strategy)
 
 
 def compilation_cache() -> None:

@@ -91,6 +91,7 @@ def build(pair: Pair, settings: Settings) -> Engine:
         coupling=settings.coupling,  # pyright: ignore[reportArgumentType]
         bonus="target" if oracle else settings.bonus,  # pyright: ignore[reportArgumentType]
         alone=Origin.VERIFIER if settings.method == "verifier_only" else Origin.DRAFTER,
+        layout=verifier.layout,
     )
     programs = compile_plan(plan, advance_sequential if settings.method == "token_cascade" else advance)
     context = min(language.model.context_length for language in (verifier, drafter) if language)
@@ -153,15 +154,22 @@ def compile_for(engine: Engine, shapes: Shapes, example: Request) -> Compiled:
     def start():
         return programs.start.lower(*weights, example, initial, shapes.slots).compile()
 
-    def run():
+    def run(places=None):
         if sibling is not None:
             return sibling.run
         state = jax.eval_shape(partial(programs.start, slots=shapes.slots), *weights, example, initial)
+        if places is not None:
+            state = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
         return programs.run.lower(*weights, state, stop, number, number).compile()
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        parts = pool.submit(start), pool.submit(run)
-        compiled = Compiled(shapes, parts[0].result(), parts[1].result(), sibling.costs if sibling else costs, 0.0)
+    if programs.plan.layout is None:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            parts = pool.submit(start), pool.submit(run)
+            prefill, loop = parts[0].result(), parts[1].result()
+    else:  # on a mesh the loop takes the state where the prefill leaves it
+        prefill = start()
+        loop = run(prefill.output_shardings)
+    compiled = Compiled(shapes, prefill, loop, sibling.costs if sibling else costs, 0.0)
     if sibling is None and programs.plan.drafter and programs.plan.lookahead.timed and not settings.costs:
         compiled = compiled._replace(costs=measure_costs(engine, compiled, example))
     engine.compiled[shapes] = compiled

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from cascades import checkpoints, tokenizers
 from cascades.checkpoints.sources import tokenizer_directory
 from cascades.errors import UserError
-from cascades.models import decoder
+from cascades.models import decoder, logical_axes
 from cascades.models.ngram import ngram
+from cascades.sharding import Layout, anywhere
 from cascades.tokenizers import Tokenizer
 from cascades.typing import Model, Params
 
@@ -17,12 +18,13 @@ _NGRAM = re.compile(r"ngram://(\d+)")
 
 
 class Language(NamedTuple):
-    """A model with its weights and tokenizer. name: the URI it came from."""
+    """A model with its weights and tokenizer. name: its URI. layout: where it lives; None is one device."""
 
     name: str
     model: Model
     params: Params
     tokenizer: Tokenizer
+    layout: Layout | None = None
 
 
 class Pair(NamedTuple):
@@ -39,6 +41,8 @@ def load_pair(
     verifier_preset: str | None = None,
     drafter_preset: str | None = None,
     dtype=jnp.float32,
+    layout: Layout | None = None,
+    drafter_layout: Layout | None = None,
 ) -> Pair:
     """Loads both models.
 
@@ -47,23 +51,24 @@ def load_pair(
         tokens up in the text itself and needs no weights.
       verifier_preset, drafter_preset: architectures, where the files do not say.
       dtype: of the weights, float32 or bfloat16.
+      layout, drafter_layout: where they live, on one mesh; every tensor goes straight to its devices.
 
     Raises:
       UserError: a model cannot be had, or the two do not share a vocabulary.
     """
     if drafter is not None and drafter.startswith("ngram") and not _NGRAM.fullmatch(drafter):
         raise UserError(f"an n-gram drafter is written ngram://N with N from 1, as in ngram://3, not {drafter!r}")
-    large = _load(verifier, verifier_preset, dtype)
+    large = _load(verifier, verifier_preset, dtype, layout)
     if drafter is None:
         return Pair(large, None)
     if match := _NGRAM.fullmatch(drafter):
         model = ngram(large.model.vocab_size, large.model.context_length, order=int(match[1]))
         return Pair(large, Language(drafter, model, {}, large.tokenizer))
-    if drafter == verifier and drafter_preset == verifier_preset:
+    if drafter == verifier and drafter_preset == verifier_preset and drafter_layout == layout:
         return Pair(large, large)
     tokenizer = tokenizers.load(tokenizer_directory(checkpoints.resolve(drafter)), drafter_preset)
     tokenizers.check_same_vocabulary(tokenizer, large.tokenizer)  # before the weights, which take longer
-    return Pair(large, _load(drafter, drafter_preset, dtype))
+    return Pair(large, _load(drafter, drafter_preset, dtype, drafter_layout))
 
 
 def shared_vocabulary(pair: Pair) -> int:
@@ -75,7 +80,9 @@ def shared_vocabulary(pair: Pair) -> int:
     return min(size, common, pair.drafter.model.vocab_size)
 
 
-def _load(uri: str, preset: str | None, dtype) -> Language:
-    checkpoint = checkpoints.load(uri, dtype=dtype, preset=preset)
+def _load(uri: str, preset: str | None, dtype, layout: Layout | None) -> Language:
+    places = None if layout is None else lambda like: layout.shardings(logical_axes(like), like)
+    checkpoint = checkpoints.load(uri, dtype=dtype, preset=preset, shardings=places)
     tokenizer = tokenizers.load(checkpoint.path, preset)
-    return Language(uri, decoder(checkpoint.config, dtype), checkpoint.params, tokenizer)
+    model = decoder(checkpoint.config, dtype, layout.constrain if layout else anywhere)
+    return Language(uri, model, checkpoint.params, tokenizer, layout)

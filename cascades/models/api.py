@@ -9,17 +9,19 @@ from flax import nnx
 from cascades import cache as kv
 from cascades.errors import UserError
 from cascades.models.config import DecoderConfig
-from cascades.models.decoder import Decoder
+from cascades.models.decoder import CACHE, Decoder
+from cascades.sharding import Constrain, Logical, anywhere
 from cascades.typing import Array, Int, Key, Model, Output, Params
 
 
-def decoder(config: DecoderConfig, dtype=jnp.float32) -> Model:
+def decoder(config: DecoderConfig, dtype=jnp.float32, constrain: Constrain = anywhere) -> Model:
     """Returns the functions of a decoder.
 
     Args:
       config: its shape.
       dtype: of weights, activations and cache, float32 or bfloat16; norms, softmax, rotations and logits are
         float32 in either case.
+      constrain: says where activations live, see `sharding.Layout.constrain`; weights live by `logical_axes`.
     """
     graph, _ = _split(config, jnp.dtype(dtype))
 
@@ -30,7 +32,9 @@ def decoder(config: DecoderConfig, dtype=jnp.float32) -> Model:
     def init_cache(batch: int, slots: int) -> kv.KVCache:
         if not 1 <= slots <= config.context_length:
             raise UserError(f"a cache of 1 to {config.context_length} slots was expected, not {slots}.")
-        return kv.init(batch, slots, config.num_layers, config.num_kv_heads, config.head_dim, dtype)
+        cache = kv.init(batch, slots, config.num_layers, config.num_kv_heads, config.head_dim, dtype)
+        keys, values = (tuple(constrain(buffer, CACHE) for buffer in each) for each in cache[:2])
+        return kv.KVCache(keys, values, cache.length)
 
     def prefill(params: Params, tokens: Int[Array, "b s"], lengths: Int[Array, " b"], cache: kv.KVCache) -> kv.KVCache:
         if tokens.shape[1] > cache.keys[0].shape[2]:
@@ -39,17 +43,17 @@ def decoder(config: DecoderConfig, dtype=jnp.float32) -> Model:
                 "shorten the prompt or ask for a longer cache."
             )
         start = cache._replace(length=jnp.zeros_like(lengths))
-        _, cache = nnx.merge(graph, params).hidden(tokens, start, prefill=True)
+        _, cache = nnx.merge(graph, params).hidden(tokens, start, prefill=True, constrain=constrain)
         return kv.rewind(cache, lengths)
 
     def extend(
         params: Params, tokens: Int[Array, "b s"], cache: kv.KVCache, select: Int[Array, " b"] | None = None
     ) -> tuple[Output, kv.KVCache]:
         module = nnx.merge(graph, params)
-        x, cache = module.hidden(tokens, cache, prefill=False)
+        x, cache = module.hidden(tokens, cache, prefill=False, constrain=constrain)
         if select is not None:
             x = jnp.take_along_axis(x, select[:, None, None], axis=1, mode="clip")
-        return Output(module.logits(x)), cache
+        return Output(module.logits(x, constrain)), cache
 
     return Model(config.vocab_size, config.context_length, init, init_cache, prefill, extend)
 
@@ -58,6 +62,31 @@ def abstract_params(config: DecoderConfig, dtype=jnp.float32) -> Params:
     """The parameter tree as `jax.ShapeDtypeStruct`s: kernels in `dtype`, norm scales in float32."""
     _, state = _split(config, jnp.dtype(dtype))
     return nnx.to_pure_dict(state)
+
+
+def logical_axes(params: Params) -> Params:
+    """The names of every parameter's axes, as a tree of `sharding.Logical`; `params` holds arrays or their shapes."""
+
+    def axes(path, leaf) -> Logical:
+        *_, owner, name = (str(key.key) for key in path)
+        known = _AXES.get(owner) or (None,) * leaf.ndim
+        return known[: leaf.ndim] if name == "bias" else known
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+_AXES: dict[str, Logical] = {
+    "embed": ("vocab", "width"),
+    "head": ("vocab", "width"),
+    "q": ("heads", None, "width"),
+    "k": ("kv_heads", None, "width"),
+    "v": ("kv_heads", None, "width"),
+    "o": ("width", "heads", None),
+    "gate": ("mlp", "width"),
+    "up": ("mlp", "width"),
+    "down": ("width", "mlp"),
+}
+"""By the module that owns a kernel; a bias has the first axes of its kernel, norms are whole everywhere."""
 
 
 @functools.cache

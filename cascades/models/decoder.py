@@ -12,7 +12,15 @@ from flax import nnx
 from cascades import cache as kv
 from cascades.models import layers
 from cascades.models.config import DecoderConfig
+from cascades.sharding import Constrain, anywhere
 from cascades.typing import Array, Bool, Float, Int
+
+HIDDEN = ("batch", None, None)
+HEADS = ("batch", None, "heads", None)
+KV_HEADS = ("batch", None, "kv_heads", None)
+MLP = ("batch", None, "mlp")
+LOGITS = ("batch", None, "vocab")
+CACHE = ("batch", "kv_heads", None, None)
 
 
 class View(NamedTuple):
@@ -21,11 +29,13 @@ class View(NamedTuple):
     rotation: cosine and sine of the new positions.
     mask: which slots of the buffer each new token sees; None in a prefill, which reads no buffer.
     window: size of the sliding window; None on global layers.
+    constrain: says where activations live.
     """
 
     rotation: tuple[Array, Array]
     mask: Bool[Array, "b s t"] | None
     window: int | None
+    constrain: Constrain
 
 
 class Block(nnx.Module):
@@ -63,12 +73,13 @@ class Block(nnx.Module):
         y = self.attn_norm(x)
         y, keys, values = self.attend(y, view, keys, values, length)
         x = x + (self.post_attn_norm(y) if self.config.post_norms else y)
-        y = self.mlp(self.mlp_norm(x))
+        y = self.mlp(self.mlp_norm(x), view)
         return x + (self.post_mlp_norm(y) if self.config.post_norms else y), keys, values
 
     def attend(self, y, view: View, keys, values, length):
         config = self.config
-        q, k, v = self.q(y), self.k(y), self.v(y)
+        q = view.constrain(self.q(y), HEADS)
+        k, v = view.constrain(self.k(y), KV_HEADS), view.constrain(self.v(y), KV_HEADS)
         if config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
@@ -81,12 +92,13 @@ class Block(nnx.Module):
         else:
             keys, values = layers.append(keys, k, length), layers.append(values, v, length)
             attended = layers.attend(q, keys, values, view.mask, config.attn_softcap)
-        return self.o(attended), keys, values
+        keys, values = view.constrain(keys, CACHE), view.constrain(values, CACHE)
+        return view.constrain(self.o(view.constrain(attended, HEADS)), HIDDEN), keys, values
 
-    def mlp(self, y: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        gate = self.gate(y)
+    def mlp(self, y: Float[Array, "b s d"], view: View) -> Float[Array, "b s d"]:
+        gate = view.constrain(self.gate(y), MLP)
         gate = jax.nn.silu(gate) if self.config.activation == "silu" else jax.nn.gelu(gate, approximate=True)
-        return self.down(gate * self.up(y))
+        return view.constrain(self.down(gate * view.constrain(self.up(y), MLP)), HIDDEN)
 
 
 class Embedding(nnx.Module):
@@ -109,14 +121,14 @@ class Decoder(nnx.Module):
         self.config = config
 
     def hidden(
-        self, tokens: Int[Array, "b s"], cache: kv.KVCache, *, prefill: bool
+        self, tokens: Int[Array, "b s"], cache: kv.KVCache, *, prefill: bool, constrain: Constrain = anywhere
     ) -> tuple[Float[Array, "b s d"], kv.KVCache]:
         """Runs every layer; returns the last one's output before the final norm, and the cache with `length + s`."""
         config = self.config
         s = tokens.shape[1]
         positions = cache.length[:, None] + jnp.arange(s, dtype=jnp.int32)[None, :]
-        views = self.views(positions, None if prefill else cache.keys[0].shape[2])
-        x = layers.lookup(self.embed.embedding.get_value(), tokens)
+        views = self.views(positions, None if prefill else cache.keys[0].shape[2], constrain)
+        x = constrain(layers.lookup(self.embed.embedding.get_value(), tokens), HIDDEN)
         if config.embed_scale:
             x = x * jnp.asarray(config.d_model**0.5, x.dtype)
         keys, values = [], []
@@ -127,13 +139,13 @@ class Decoder(nnx.Module):
             values.append(v)
         return x, kv.KVCache(tuple(keys), tuple(values), cache.length + s)
 
-    def logits(self, x: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
+    def logits(self, x: Float[Array, "b s d"], constrain: Constrain = anywhere) -> Float[Array, "b s v"]:
         """Scores of the next token, float32."""
         matrix = self.embed.embedding if self.config.tied_head else self.head.kernel
-        logits = layers.contract(self.final_norm(x), matrix.get_value(), out_dtype=jnp.float32)
+        logits = constrain(layers.contract(self.final_norm(x), matrix.get_value(), out_dtype=jnp.float32), LOGITS)
         return layers.softcap(logits, self.config.final_softcap)
 
-    def views(self, positions: Int[Array, "b s"], slots: int | None) -> dict[bool, View]:
+    def views(self, positions: Int[Array, "b s"], slots: int | None, constrain: Constrain) -> dict[bool, View]:
         """The rotations and masks of global (False) and sliding (True) layers, each built once a pass."""
         config = self.config
         views = {}
@@ -148,5 +160,5 @@ class Decoder(nnx.Module):
             mask = None
             if slots is not None:
                 mask = layers.visible(positions, jnp.arange(slots, dtype=jnp.int32), window)
-            views[local] = View(layers.rotation(positions, frequencies), mask, window)
+            views[local] = View(layers.rotation(positions, frequencies), mask, window, constrain)
         return views

@@ -1,0 +1,86 @@
+"""Decodes on a mesh of forced host devices and prints what came out; run by tests/test_sharding.py in a process apart.
+
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/mesh_decode.py
+"""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+
+from cascades import lookahead, models, rules, sharding
+from cascades.decoding import FREE, Plan, Request, compile_plan
+from cascades.distributions import Sampling
+from cascades.lookahead import given_costs
+
+MESHES = {
+    "1": (1, 1, "tensor", "tensor"),
+    "2": (1, 2, "tensor", "vocab"),
+    "4": (2, 2, "tensor", "replicated"),
+    "8": (1, 8, "tensor", "tensor"),
+    "8 data": (4, 2, "tensor", "vocab"),
+    "8 fsdp": (2, 4, "fsdp", "fsdp"),
+}
+VOCAB, SLOTS, BATCH = 64, 64, 4
+SHAPE = {"vocab_size": VOCAB, "head_dim": 8, "context_length": SLOTS, "final_softcap": 30.0, "post_norms": True}
+VERIFIER = models.DecoderConfig(
+    **SHAPE, num_layers=3, d_model=32, d_ff=64, num_heads=8, num_kv_heads=4, window=8, local_layers=(True, False, True)
+)
+DRAFTER = models.DecoderConfig(**SHAPE, num_layers=1, d_model=16, d_ff=48, num_heads=4, num_kv_heads=1, qk_norm=True)
+
+
+def weights(config, seed):
+    params = models.decoder(config).init(jax.random.key(seed))
+    return jax.tree.map(lambda leaf: 2 * leaf if leaf.ndim > 1 else leaf, params)
+
+
+def request() -> Request:
+    """Two greedy rows and two sampled ones, of different lengths."""
+    temperature = jnp.asarray([0.0, 1.0, 0.0, 0.7], jnp.float32)
+    full = lambda value, dtype: jnp.full((BATCH,), value, dtype)  # noqa: E731
+    return Request(
+        tokens=jax.random.randint(jax.random.key(3), (BATCH, 8), 0, VOCAB, jnp.int32),
+        length=jnp.asarray([3, 8, 5, 1], jnp.int32),
+        limit=full(48, jnp.int32),
+        key=jax.random.split(jax.random.key(4), BATCH),
+        sampling=Sampling(temperature, full(0, jnp.int32), full(0.9, jnp.float32), full(0.0, jnp.float32)),
+        alpha=full(0.4, jnp.float32),
+    )
+
+
+def decode(data: int, model: int, verifier: str, drafter: str) -> dict:
+    """Returns the tokens of every row, and the shapes of what the compiled loop gathers and copies."""
+    mesh = sharding.mesh_of(jax.devices()[: data * model], data, model)
+    large, small = sharding.layout(mesh, verifier), sharding.layout(mesh, drafter)
+    params = [
+        jax.device_put(tree, layout.shardings(models.logical_axes(tree), tree))
+        for tree, layout in ((weights(VERIFIER, 0), large), (weights(DRAFTER, 1), small))
+    ]
+    plan = Plan(
+        verifier=models.decoder(VERIFIER, constrain=large.constrain),
+        drafter=models.decoder(DRAFTER, constrain=small.constrain),
+        rule=rules.token_v3,
+        lookahead=lookahead.verifier_guided(patience=2),
+        k_max=3,
+        vocab_size=VOCAB,
+        layout=large,
+    )
+    programs = compile_plan(plan)
+    initial = plan.lookahead.init(BATCH, given_costs(3, 0.1))
+    state = programs.start(*params, request(), initial, SLOTS)
+    rest = jnp.zeros((BATCH,), bool), jnp.int32(100), jnp.int32(FREE)
+    compiled = programs.run.lower(*params, state, *rest).compile()
+    text = compiled.as_text()
+    state = compiled(*params, state, *rest)
+    return {
+        "tokens": [row[: int(n)].tolist() for row, n in zip(state.tokens, state.length, strict=True)],
+        "accepted": int(jnp.sum(state.info.accepted)),
+        "gathered": sorted(set(re.findall(r"= (\w+\[[\d,]*\])\S* all-gather\(", text))),
+        "cache": sorted({str(leaf.sharding.shard_shape(leaf.shape)) for leaf in state.verifier_cache.keys}),
+        "held": sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params[0])),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: decode(*mesh) for name, mesh in MESHES.items()}))
