@@ -1,0 +1,24 @@
+"""Tells what a pair takes on a TPU slice, by the TPU compiler itself. No TPU is needed; nothing is measured.
+
+  python launch/plan.py --config=configs/plan.gin --topology=v5e:2x4
+  python launch/plan.py --config=configs/plan.gin --topology=v5e:2x4,v5p:2x2x1,v6e:2x4 --gin.VERIFIER="'gemma2_27b'"
+
+Needs libtpu: pip install -e '.[tpu]'.
+"""
+
+import os
+
+# For libtpu, before jax is imported: compile for slices that are not here, and ask nobody where this machine is.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+
+from absl import flags
+
+from cascades import config
+
+flags.DEFINE_string("topology", None, "Slices to compile for, in place of TOPOLOGY, as in v5e:2x4,v6e:2x4.")
+
+if __name__ == "__main__":
+    config.run("cascades.planning.plan", flags=("topology",))
