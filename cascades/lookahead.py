@@ -158,7 +158,8 @@ class Guided(NamedTuple):
     hits, tries: `[b, bins]`, decayed acceptance and number of judged drafts, by the drafter's confidence.
     kept, judged: the same over all confidences, decayed together.
     tokens, time: decayed tokens emitted and time spent in rounds that drafted; a round without a draft takes 1.
-    idle: rounds since the last draft. wait: rounds to stay idle before the next probe. pays: this round drafts because
+    idle: rounds since the last draft. wait: rounds to stay idle before the next probe. rare: by how much the costs
+    stretch them. pays: this round drafts because
     it should pay. probing: it drafts to find out.
     survival: probability that the block drafted so far is accepted whole (this round).
     draft, verify: `[b]`, `[b, k_max + 1]`, see `Costs`.
@@ -172,6 +173,7 @@ class Guided(NamedTuple):
     time: Float[Array, " b"]
     idle: Int[Array, " b"]
     wait: Int[Array, " b"]
+    rare: Float[Array, " b"]
     pays: Bool[Array, " b"]
     probing: Bool[Array, " b"]
     survival: Float[Array, " b"]
@@ -182,6 +184,7 @@ class Guided(NamedTuple):
 _EDGES = (0.15, 0.3, 0.45, 0.6, 0.7, 0.8, 0.88, 0.94, 0.975, 0.99, 0.997)  # finer where drafts are mostly right
 _HOPE = 0.8  # acceptance before anything is known: high enough to try wherever drafting can pay at all
 _MEMORY_OF_SPEED = 0.95
+_PROBING = 0.02  # most of the time that probes may cost where drafting does not pay
 
 
 def verifier_guided(memory: float = 0.97, prior: float = 2.0, patience: int = 8, longest_wait: int = 64) -> DraftLength:
@@ -200,7 +203,7 @@ def verifier_guided(memory: float = 0.97, prior: float = 2.0, patience: int = 8,
     The last token joins the block iff that is positive for some n >= i, and another is drafted iff it is largest at
     an n > i. (All of v_k is looked through, since a pass becomes dearer in jumps.) Rows that do not draft try one
     draft after `patience`, 2 `patience`, … at most `longest_wait` rounds, and again at once where the verifier liked
-    it.
+    it. Where a try that fails costs more than 2% of `patience` rounds, they wait longer by as much.
 
     Args:
       memory: decay of the averages per judged draft. prior: weight of the prior of a(confidence), in drafts; it is the
@@ -211,6 +214,9 @@ def verifier_guided(memory: float = 0.97, prior: float = 2.0, patience: int = 8,
     middles = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
 
     def init(batch, costs):
+        # A probe in vain takes c + v_1 for the one token that a round without it gives in a time of 1.
+        lost = costs.draft + jnp.take(costs.verify, 1, mode="clip") - 1.0
+        rare = jnp.maximum(lost / (_PROBING * patience), 1.0)
         nothing = jnp.zeros((batch, len(middles)), jnp.float32)
         row = jnp.ones((batch,), jnp.float32)
         return Guided(
@@ -221,7 +227,8 @@ def verifier_guided(memory: float = 0.97, prior: float = 2.0, patience: int = 8,
             tokens=0.99 * row,
             time=row,
             idle=jnp.zeros((batch,), jnp.int32),
-            wait=jnp.full((batch,), patience, jnp.int32),
+            wait=(patience * rare * row).astype(jnp.int32),
+            rare=rare * row,
             pays=jnp.zeros((batch,), bool),
             probing=jnp.zeros((batch,), bool),
             survival=row,
@@ -266,8 +273,9 @@ def verifier_guided(memory: float = 0.97, prior: float = 2.0, patience: int = 8,
         tried = state.pays | state.probing
         cost = _lookup(state.verify, verdict.drafted) + state.draft * steps
         again = state.probing & (_best_fixed(state, liked / jnp.maximum(judged, 1.0)) >= 1)
-        longer = jnp.where(state.probing, jnp.minimum(2 * state.wait, longest_wait), state.wait)
-        wait = jnp.where(state.pays | again, patience, longer)
+        longest = (longest_wait * state.rare).astype(jnp.int32)
+        longer = jnp.where(state.probing, jnp.minimum(2 * state.wait, longest), state.wait)
+        wait = jnp.where(state.pays | again, (patience * state.rare).astype(jnp.int32), longer)
         return state._replace(
             hits=decay * state.hits + jnp.sum(weight * verdict.expected[..., None], axis=1),
             tries=decay * state.tries + jnp.sum(weight, axis=1),

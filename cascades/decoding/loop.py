@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cascades.decoding.control import when
 from cascades.decoding.round import Plan, advance
 from cascades.decoding.state import Finish, Origin, Request, State, empty_info, placed
 from cascades.typing import Array, Bool, Int, Params
@@ -58,8 +59,16 @@ def _start(
     tokens = jnp.pad(request.tokens, ((0, 0), (0, slots - width)))
     held = request.length - 1  # the last token of the prompt is pending
 
-    def prefill(model, params):
-        return model.prefill(params, request.tokens, held, model.init_cache(batch, slots))
+    def prefill(model, params, cache):
+        return model.prefill(params, request.tokens, held, cache)
+
+    # A drafter that is not asked at first reads the prompt when it is: its first draft catches up.
+    _, length = plan.lookahead.propose(lookahead)
+    asked = jnp.any(length > 0) | (plan.bonus == "target")
+    drafter_cache = None
+    if plan.drafter:
+        read = partial(prefill, plan.drafter, drafter_params)
+        drafter_cache = when(asked, read, plan.drafter.init_cache(batch, slots))
 
     state = State(
         tokens=tokens,
@@ -70,8 +79,8 @@ def _start(
         key=request.key,
         sampling=request.sampling,
         alpha=request.alpha,
-        verifier_cache=prefill(plan.verifier, verifier_params),
-        drafter_cache=prefill(plan.drafter, drafter_params) if plan.drafter else None,
+        verifier_cache=prefill(plan.verifier, verifier_params, plan.verifier.init_cache(batch, slots)),
+        drafter_cache=drafter_cache,
         draft_logits=jnp.zeros((batch, k_max + 1, plan.vocab_size if plan.drafter else 1), jnp.float32),
         lookahead=lookahead,
         info=empty_info(batch, k_max),
