@@ -35,8 +35,8 @@ class Verdict(NamedTuple):
     """What the verifier said of a round.
 
     steps: int32 `[b]`, drafter steps that the round took. drafted: those whose token joined the block. accepted: those
-    kept. expected: `[b, k]`, 1 - D_TV(pi, q) per position. decided: `[b, k]`, positions up
-    to and including the first rejection. top: `[b, k]`, the drafter's max raw probability there.
+    kept. expected: `[b, k]`, 1 - D_TV(pi, q) per position, of a greedy row that of temperature 1. decided: `[b, k]`,
+    positions up to and including the first rejection. top: `[b, k]`, the drafter's max raw probability there.
     """
 
     steps: Int[Array, " b"]
@@ -156,7 +156,7 @@ class Guided(NamedTuple):
     """State of `verifier_guided`, all `[b]` but the tables.
 
     hits, tries: `[b, bins]`, decayed acceptance and number of judged drafts, by the drafter's confidence.
-    kept, judged: the same over all confidences, decayed together.
+    kept, judged: the same over all confidences, decayed together. right: the drafts that were in fact accepted.
     tokens, time: decayed tokens emitted and time spent in rounds that drafted; a round without a draft takes 1.
     idle: rounds since the last draft. wait: rounds to stay idle before the next probe. rare: by how much the costs
     stretch them. pays: this round drafts because
@@ -169,6 +169,7 @@ class Guided(NamedTuple):
     tries: Float[Array, "b bins"]
     kept: Float[Array, " b"]
     judged: Float[Array, " b"]
+    right: Float[Array, " b"]
     tokens: Float[Array, " b"]
     time: Float[Array, " b"]
     idle: Int[Array, " b"]
@@ -191,11 +192,13 @@ def verifier_guided(memory: float = 0.97, prior: float = 2.0, patience: int = 8,
     """Drafts as long as the verifier's past verdicts say that it pays (method.md, section 5; this project's own).
 
     After a round the verifier's expected acceptance a = 1 - D_TV(pi, q) of every position it judged is known
-    exactly. It is averaged, decayed, over all positions (A) and by how confident the drafter was (a(confidence)).
+    exactly. It is averaged, decayed, over all positions (A) and by how confident the drafter was (a(confidence)). Of
+    greedy rows it is that of temperature 1, which tells after a few drafts what 0s and 1s tell after many.
 
       rho = max(1, max_k (1 + A + … + A^k) / (k c + v_k), tokens per unit of time in the last rounds that drafted)
 
-    is what a unit of time is worth. A round drafts iff one of the last two is at least 1. While drafting, with
+    is what a unit of time is worth; A and a(confidence) are scaled down where less was in fact accepted. A round
+    drafts iff one of the last two is at least 1. While drafting, with
     S = prod a(confidence) the chance that the block of i drafts stands, going on to n drafts is worth
 
       S (1 + A + … + A^(n - i)) - rho (v_n - v_(i - 1) + (n - i) c)
@@ -224,6 +227,7 @@ def verifier_guided(memory: float = 0.97, prior: float = 2.0, patience: int = 8,
             tries=nothing,
             kept=prior * _HOPE * row,
             judged=prior * row,
+            right=prior * _HOPE * row,
             tokens=0.99 * row,
             time=row,
             idle=jnp.zeros((batch,), jnp.int32),
@@ -243,10 +247,11 @@ def verifier_guided(memory: float = 0.97, prior: float = 2.0, patience: int = 8,
         return state, jnp.where(pays, _UNLIMITED, jnp.where(probing, 1, 0)).astype(jnp.int32)
 
     def step(state, drafted):
-        mean = state.kept / state.judged
+        trust = _trust(state)
+        mean = trust * state.kept / state.judged
         # What is known of a confidence is little at first: the better of it and of the mean, or it is never tried.
         hope = prior * jnp.maximum(jnp.asarray(middles, jnp.float32)[None, :], mean[:, None])
-        rate = (state.hits + hope) / (state.tries + prior)
+        rate = (trust[:, None] * state.hits + hope) / (state.tries + prior)
         survival = state.survival * _lookup(rate, _bin(drafted.top))
         speed = jnp.maximum(_speed(state), 1.0)[:, None]
         ahead = jnp.arange(state.verify.shape[1], dtype=jnp.int32)[None, :] - (drafted.index + 1)
@@ -265,14 +270,14 @@ def verifier_guided(memory: float = 0.97, prior: float = 2.0, patience: int = 8,
         bins = _bin(verdict.top)[..., None] == jnp.arange(len(middles), dtype=jnp.int32)[None, None, :]
         weight = (bins & verdict.decided[..., None]).astype(jnp.float32)
         judged = jnp.sum(weight, axis=(1, 2))
-        # A judged position adds its own acceptance to the expected tokens: unbiased, with less noise than a count.
+        # The expected acceptance of what was judged: less noise than a count, and it tells a near miss from a far one.
         liked = jnp.sum(jnp.where(verdict.decided, verdict.expected, 0.0), axis=1)
         # What is not seen fades slowly, so that a confidence once found bad is tried again.
         decay, fade = memory ** (jnp.sum(weight, axis=1) + 0.05 * judged[:, None]), memory**judged
-        steps = verdict.steps.astype(jnp.float32)
+        steps, accepted = verdict.steps.astype(jnp.float32), verdict.accepted.astype(jnp.float32)
         tried = state.pays | state.probing
         cost = _lookup(state.verify, verdict.drafted) + state.draft * steps
-        again = state.probing & (_best_fixed(state, liked / jnp.maximum(judged, 1.0)) >= 1)
+        again = state.probing & (_best_fixed(state, _trust(state) * liked / jnp.maximum(judged, 1.0)) >= 1)
         longest = (longest_wait * state.rare).astype(jnp.int32)
         longer = jnp.where(state.probing, jnp.minimum(2 * state.wait, longest), state.wait)
         wait = jnp.where(state.pays | again, (patience * state.rare).astype(jnp.int32), longer)
@@ -281,7 +286,8 @@ def verifier_guided(memory: float = 0.97, prior: float = 2.0, patience: int = 8,
             tries=decay * state.tries + jnp.sum(weight, axis=1),
             kept=fade * state.kept + liked,
             judged=fade * state.judged + judged,
-            tokens=jnp.where(tried, _MEMORY_OF_SPEED * state.tokens + 1.0 + liked, state.tokens),
+            right=fade * state.right + accepted,
+            tokens=jnp.where(tried, _MEMORY_OF_SPEED * state.tokens + 1.0 + accepted, state.tokens),
             time=jnp.where(tried, _MEMORY_OF_SPEED * state.time + cost, state.time),
             idle=jnp.where(again, wait, jnp.where(tried, 0, state.idle + 1)),
             wait=wait,
@@ -299,7 +305,12 @@ def _best_fixed(state: Guided, mean: Float[Array, " b"]) -> Float[Array, " b"]:
 
 def _speed(state: Guided) -> Float[Array, " b"]:
     """Tokens per unit of time that drafting gives: by the average acceptance, or as it went if that is better."""
-    return jnp.maximum(_best_fixed(state, state.kept / state.judged), state.tokens / state.time)
+    return jnp.maximum(_best_fixed(state, _trust(state) * state.kept / state.judged), state.tokens / state.time)
+
+
+def _trust(state: Guided) -> Float[Array, " b"]:
+    """At most 1: what was accepted, and a standard deviation above it, over what was expected."""
+    return jnp.minimum((state.right + 0.5 * jnp.sqrt(state.judged)) / state.kept, 1.0)
 
 
 def _bin(confidence: Float[Array, "*b"]) -> Int[Array, "*b"]:

@@ -22,7 +22,8 @@ class Block(NamedTuple):
     accepted: int32 `[b]`, leading drafts that were kept; at most the row's draft length.
     token: int32 `[b]`, the token emitted behind them: a correction, or the bonus if all were kept.
     lossless: `[b, k]`, whether lossless decoding with the same random numbers would have kept the draft.
-    expected: `[b, k]`, acceptance probability of the position before the draft is drawn, 1 - D_TV(pi, q).
+    expected: `[b, k]`, acceptance probability of the position before the draft is drawn, 1 - D_TV(pi, q). Of a greedy
+      row it is that of temperature 1: how close the two models were, where the bare outcome is 0 or 1.
     defer: `[b, k]`, the rule's share for the verifier.
     log_p: `[b, k + 1]`, the verifier's raw log-probability of each draft; of `token` at the last index.
     """
@@ -106,7 +107,7 @@ def judge(
         wide = _broadcast(sampling, count)
         pair = pair_of(q_logits[:, :count], p_logits[:, :count], wide)
         pi, defer = rule(pair, jnp.broadcast_to(alpha[:, None], drafts.shape))
-        expected = 1.0 - total_variation(pi, pair.q)
+        expected = _expected(rule, pair, alpha, sampling)
         log_p = jnp.log(at(pair.p_raw, drafts))
         if coupling == "maximal":
             q_x = at(pair.q, drafts)
@@ -132,6 +133,14 @@ def judge(
     token = draw(law, end_keys)
     log_p = jnp.concatenate([log_p, jnp.log(at(p_raw, token))[:, None]], axis=1)
     return Block(ends, token, lossless, expected, defer, log_p)
+
+
+def _expected(rule: Rule, pair: Pair, alpha: Float[Array, " b"], sampling: Sampling) -> Float[Array, "b k"]:
+    """Returns 1 - D_TV(pi, q) of every position, with the raw distributions in the place of a greedy row's."""
+    greedy = (sampling.temperature <= 0)[:, None, None]
+    q, p = jnp.where(greedy, pair.q_raw, pair.q), jnp.where(greedy, pair.p_raw, pair.p)
+    pi = rule(pair._replace(q=q, p=p), jnp.broadcast_to(alpha[:, None], q.shape[:2])).pi
+    return 1.0 - total_variation(pi, q)
 
 
 def _row(logits: Float[Array, "b m v"], index: Int[Array, " b"]) -> Float[Array, "b v"]:

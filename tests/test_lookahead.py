@@ -13,11 +13,12 @@ ROUNDS = 300
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
-def simulate(controller, costs, accept, tops, key, rounds=ROUNDS):
+def simulate(controller, costs, accept, tops, key, rounds=ROUNDS, expected=None):
     """Runs rounds of a row each, with no models: a position is of a random kind, accepted with its own probability.
 
     Args:
       accept: `[rounds, b, kinds]`, acceptance of each kind. tops: `[b, kinds]`, how sure the drafter is there.
+      expected: what the controller is told in the place of `accept`.
 
     Returns:
       For each round and row: drafts verified, drafter steps, tokens emitted, time.
@@ -42,7 +43,8 @@ def simulate(controller, costs, accept, tops, key, rounds=ROUNDS):
         kept = (jax.random.uniform(second, (rows, k_max)) < rate) & within
         accepted = jnp.sum(jnp.cumprod(kept.astype(jnp.int32), axis=1), axis=1).astype(jnp.int32)
         decided = (column <= accepted[:, None]) & within
-        state = controller.update(state, Verdict(steps, length, accepted, rate, decided, top))
+        told = rate if expected is None else jnp.full_like(rate, expected)
+        state = controller.update(state, Verdict(steps, length, accepted, told, decided, top))
         time = costs.verify[length] + costs.draft * steps.astype(jnp.float32)
         return state, (length, steps, accepted + 1, time)
 
@@ -125,6 +127,17 @@ def test_guided_drafts_long_where_everything_is_accepted():
     )
     assert (np.asarray(length)[:20].max(axis=0) == 16).all()
     assert (np.asarray(length)[20:] == 16).all()
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_guided_believes_what_was_accepted_over_what_was_expected(rate):
+    # Flat greedy distributions: the two models are near each other everywhere, and seldom agree on the largest.
+    costs, tops = TABLES["usual"], jnp.full((COPIES, 1), 0.9, jnp.float32)
+    accept = constant(np.full((COPIES, 1), rate))
+    *_, tokens, time = simulate(GUIDED, costs, accept, tops, jax.random.key(6), expected=0.9)
+    tokens, time = np.asarray(tokens, np.float64), np.asarray(time, np.float64)
+    assert np.sum(tokens[:50]) / np.sum(time[:50]) > 0.8
+    assert np.sum(tokens) / np.sum(time) > 0.95
 
 
 def test_guided_spends_little_on_probes_however_dear_they_are():

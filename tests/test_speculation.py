@@ -82,7 +82,7 @@ def test_residual_of_equal_distributions_is_the_target():
 judged = jax.jit(judge, static_argnums=(5, 8, 9))
 
 
-def block(coupling="maximal", bonus="verifier", lengths=None, rule=rules.token_v2, **new):
+def block(coupling="maximal", bonus="verifier", lengths=None, rule=rules.token_v2, temperature=1.0, **new):
     """One judged block of random logits; returns what went in and what came out."""
     rng, rows, k, vocab = np.random.default_rng(5), 64, 3, 6
     given = {
@@ -95,7 +95,7 @@ def block(coupling="maximal", bonus="verifier", lengths=None, rule=rules.token_v
     positions = jnp.broadcast_to(jnp.arange(k + 1, dtype=jnp.int32)[None] + 7, (rows, k + 1))
     given["keys"] = Keys(stream(keys, positions[:, :k], Purpose.ACCEPT), stream(keys, positions, Purpose.TOKEN))
     row = jnp.ones((rows,), jnp.float32)
-    sampling = Sampling(row, jnp.zeros((rows,), jnp.int32), row, 0 * row)
+    sampling = Sampling(temperature * row, jnp.zeros((rows,), jnp.int32), row, 0 * row)
     arrays = [jnp.asarray(given[name]) for name in ("drafts", "lengths", "q", "p")]
     return given, judged(*arrays, given["keys"], rule, 0.3 * row, sampling, coupling, bonus)
 
@@ -113,6 +113,14 @@ def test_judge_reports_scalars_of_each_position():
             np.testing.assert_allclose(out.log_p[row, i], np.log(d.p_raw[token]), atol=1e-5)
         end = reference.softmax(given["p"][row, int(out.accepted[row])])
         np.testing.assert_allclose(out.log_p[row, 3], np.log(end[int(out.token[row])]), atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", [rules.lossless, rules.opt, rules.token_v3])
+def test_judge_tells_how_close_the_models_were_also_of_greedy_rows(rule):
+    _, sampled = block(rule=rule)
+    _, greedy = block(rule=rule, temperature=0.0)
+    np.testing.assert_allclose(greedy.expected, sampled.expected, rtol=1e-5)
+    assert ((np.asarray(greedy.expected) > 0.01) & (np.asarray(greedy.expected) < 0.99)).mean() > 0.1
 
 
 @pytest.mark.parametrize("coupling", ["maximal", "gumbel"])
