@@ -13,7 +13,14 @@ from cascades import config
 
 flags.DEFINE_multi_string("prompt", None, "A prompt; may be given several times.")
 flags.DEFINE_string("input", None, "A JSONL file of prompts.")
+flags.DEFINE_bool("distributed", False, "This is one of several processes; on a Cloud TPU pod it finds the others.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where nothing else tells.")
+flags.DEFINE_integer("processes", None, "How many processes there are, where nothing else tells.")
+flags.DEFINE_integer("process", None, "Which of them this is, from 0, where nothing else tells.")
 flags.DEFINE_string("output", None, "A JSONL file to which a line is appended for every request as it finishes.")
 
 if __name__ == "__main__":
-    config.run("cascades.experiments.decode.decode", flags=("prompt", "input", "output"))
+    config.run(
+        "cascades.experiments.decode.decode",
+        flags=("prompt", "input", "output", "distributed", "coordinator", "processes", "process"),
+    )

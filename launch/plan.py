@@ -2,6 +2,7 @@
 
   python launch/plan.py --config=configs/plan.gin --topology=v5e:2x4
   python launch/plan.py --config=configs/plan.gin --topology=v5e:2x4,v5p:2x2x1,v6e:2x4 --gin.VERIFIER="'gemma2_27b'"
+  python launch/plan.py --config=configs/plan.gin --topology=all --output=plan.jsonl
 
 Needs libtpu: pip install -e '.[tpu]'.
 """
@@ -18,7 +19,8 @@ from absl import flags
 
 from cascades import config
 
-flags.DEFINE_string("topology", None, "Slices to compile for, in place of TOPOLOGY, as in v5e:2x4,v6e:2x4.")
+flags.DEFINE_string("topology", None, "Slices to compile for, in place of TOPOLOGY, as in v5e:2x4,v6e:2x4; or all.")
+flags.DEFINE_string("output", None, "A JSONL file that gets a line for each slice.")
 
 if __name__ == "__main__":
-    config.run("cascades.planning.plan", flags=("topology",))
+    config.run("cascades.planning.report.plan", flags=("topology", "output"))

@@ -1,15 +1,19 @@
-"""Decodes on a mesh of forced host devices and prints what came out; run by tests/test_sharding.py in a process apart.
+"""Decodes on meshes of forced host devices and prints what came out; run in processes apart by the tests of sharding.
 
-XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/mesh_decode.py
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/mesh_decode.py 1 2 4 8
+XLA_FLAGS=--xla_force_host_platform_device_count=2 python tests/mesh_decode.py --join=localhost:1234,2,0 4  # and …,2,1
 """
 
 import json
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from cascades import lookahead, models, rules, sharding
+from cascades import hosts, lookahead, models, rules, sharding
+from cascades.checkpoints.reader import put
 from cascades.decoding import FREE, Plan, Request, compile_plan
 from cascades.distributions import Sampling
 from cascades.lookahead import given_costs
@@ -18,6 +22,9 @@ MESHES = {
     "1": (1, 1, "tensor", "tensor"),
     "2": (1, 2, "tensor", "vocab"),
     "4": (2, 2, "tensor", "replicated"),
+    "4 model": (1, 4, "tensor", "vocab"),
+    "4 fsdp": (2, 2, "fsdp", "fsdp"),
+    "4 data": (4, 1, "replicated", "replicated"),
     "8": (1, 8, "tensor", "tensor"),
     "8 data": (4, 2, "tensor", "vocab"),
     "8 fsdp": (2, 4, "fsdp", "fsdp"),
@@ -54,7 +61,7 @@ def decode(data: int, model: int, verifier: str, drafter: str) -> dict:
     mesh = sharding.mesh_of(jax.devices()[: data * model], data, model)
     large, small = sharding.layout(mesh, verifier), sharding.layout(mesh, drafter)
     params = [
-        jax.device_put(tree, layout.shardings(models.logical_axes(tree), tree))
+        jax.tree.map(lambda x, at: put(np.asarray(x), at), tree, layout.shardings(models.logical_axes(tree), tree))
         for tree, layout in ((weights(VERIFIER, 0), large), (weights(DRAFTER, 1), small))
     ]
     plan = Plan(
@@ -67,15 +74,16 @@ def decode(data: int, model: int, verifier: str, drafter: str) -> dict:
         layout=large,
     )
     programs = compile_plan(plan)
-    initial = plan.lookahead.init(BATCH, given_costs(3, 0.1))
-    state = programs.start(*params, request(), initial, SLOTS)
-    rest = jnp.zeros((BATCH,), bool), jnp.int32(100), jnp.int32(FREE)
+    initial = hosts.everywhere(plan.lookahead.init(BATCH, given_costs(3, 0.1)), mesh)
+    state = programs.start(*params, hosts.everywhere(request(), mesh), initial, SLOTS)
+    rest = np.zeros((BATCH,), bool), np.int32(100), np.int32(FREE)
     compiled = programs.run.lower(*params, state, *rest).compile()
     text = compiled.as_text()
     state = compiled(*params, state, *rest)
+    tokens, length, accepted = hosts.whole((state.tokens, state.length, state.info.accepted))
     return {
-        "tokens": [row[: int(n)].tolist() for row, n in zip(state.tokens, state.length, strict=True)],
-        "accepted": int(jnp.sum(state.info.accepted)),
+        "tokens": [row[: int(n)].tolist() for row, n in zip(tokens, length, strict=True)],
+        "accepted": int(accepted.sum()),
         "gathered": sorted(set(re.findall(r"= (\w+\[[\d,]*\])\S* all-gather\(", text))),
         "cache": sorted({str(leaf.sharding.shard_shape(leaf.shape)) for leaf in state.verifier_cache.keys}),
         "held": sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params[0])),
@@ -83,4 +91,8 @@ def decode(data: int, model: int, verifier: str, drafter: str) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: decode(*mesh) for name, mesh in MESHES.items()}))
+    names = [name for name in sys.argv[1:] if not name.startswith("--join=")]
+    for argument in set(sys.argv[1:]) - set(names):
+        coordinator, processes, process = argument.removeprefix("--join=").split(",")
+        hosts.join(coordinator, int(processes), int(process))
+    print(json.dumps({name: decode(*MESHES[name]) for name in names}))

@@ -74,13 +74,22 @@ def test_its_header_runs_it(path):
     for command in commands(path):
         script, function, flags = launcher(path)
         assert command[:2] == ["python", script]
-        options = dict(argument.removeprefix("--").split("=", 1) for argument in command[2:])
+        options = dict(argument.removeprefix("--").partition("=")[::2] for argument in command[2:])
         assert options.pop("config") == path
         overrides = [
             f"{name.removeprefix('gin.')}={value}" for name, value in options.items() if name.startswith("gin.")
         ]
         assert {name for name in options if not name.startswith("gin.")} <= set(flags)
         assert arguments(function, path, *overrides)
+
+
+def test_a_slice_config_shares_all_of_its_chips():
+    paths = [path for path in CONFIGS if path.startswith("configs/tpu/")]
+    assert len(paths) >= 4
+    for path in paths:
+        _, function, _ = launcher(path)
+        bound = arguments(function, path)
+        assert bound["mesh"] == (1, None) and bound["verifier"].startswith("hf://"), path
 
 
 @pytest.mark.parametrize("path", PAIRS)

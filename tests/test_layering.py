@@ -15,6 +15,7 @@ ROOMS = (
     "lookahead",
     "cache",
     "sharding",
+    "hosts",
     "decoding",
     "models",
     "quantization",

@@ -8,15 +8,68 @@ import sys
 import pytest
 import tiny
 
-from cascades import planning
 from cascades.errors import UserError
-from cascades.planning import CHIPS, Cost, best_k, collectives, plan, slice_devices
+from cascades.planning import chips, report
+from cascades.planning.chips import CHIPS, SLICES, slice_devices, slices
+from cascades.planning.hlo import collectives, traffic
+from cascades.planning.passes import Cost
+from cascades.planning.report import best_k, plan
 
+LIBTPU = importlib.util.find_spec("libtpu") is not None
 HLO = """
   %all-reduce.1 = f32[8,5,3584]{2,1,0:T(8,128)} all-reduce(%fusion.1), replica_groups={}
   %ar-start = (bf16[8,16]{1,0}, bf16[8,16]{1,0}) all-reduce-start(%x), replica_groups={}
   %ar-done = bf16[8,16]{1,0} all-reduce-done(%ar-start)
   %all-gather.2 = bf16[8,64]{1,0} all-gather(%y), dimensions={1}
+"""
+
+# As libtpu prints a program: S(1) is on the chip; a cache of 4,096 bytes is updated in place by 32.
+PROGRAM = """HloModule jit_run
+
+%update (param_0.1: bf16[8,256], param_1.1: s32[2], param_2.1: bf16[2,8]) -> bf16[8,256] {
+  %param_0.1 = bf16[8,256]{1,0:T(8,128)(2,1)} parameter(0)
+  %param_1.1 = s32[2]{0:T(128)S(1)} parameter(1)
+  %param_2.1 = bf16[2,8]{1,0:T(8,128)(2,1)S(1)} parameter(2)
+  ROOT %scatter.1 = bf16[8,256]{1,0:T(8,128)(2,1)} scatter(%param_0.1, %param_1.1, %param_2.1), to_apply=%add
+}
+
+%lookup (param_0.2: bf16[1000,64], param_1.2: s32[4]) -> bf16[4,64] {
+  %param_0.2 = bf16[1000,64]{1,0:T(8,128)(2,1)} parameter(0)
+  %param_1.2 = s32[4]{0:T(128)S(1)} parameter(1)
+  %gather.1 = bf16[4,64]{1,0:T(8,128)(2,1)} gather(%param_0.2, %param_1.2), slice_sizes={1,64}
+  ROOT %reshape.1 = bf16[4,64]{1,0:T(8,128)(2,1)S(1)} reshape(%gather.1)
+}
+
+%scores (param_0.3: bf16[8,256], param_1.3: bf16[4,64]) -> f32[8] {
+  %param_0.3 = bf16[8,256]{1,0:T(8,128)(2,1)} parameter(0)
+  %param_1.3 = bf16[4,64]{1,0:T(8,128)(2,1)S(1)} parameter(1)
+  ROOT %reduce.1 = f32[8]{0:T(128)} reduce(%param_0.3, %param_1.3), dimensions={1}, to_apply=%add
+}
+
+%body (state: (f32[8], s32[])) -> (f32[8], s32[]) {
+  %state = (f32[8]{0:T(128)}, s32[]{:T(128)}) parameter(0)
+  %now = f32[8]{0:T(128)} get-tuple-element(%state), index=0
+  %next = f32[8]{0:T(128)} negate(%now), metadata={op_name="jit(run)/while/body/choice/neg" stack_frame_id=1}
+  %count = s32[]{:T(128)S(6)} get-tuple-element(%state), index=1
+  ROOT %tuple = (f32[8]{0:T(128)}, s32[]{:T(128)}) tuple(%next, %count)
+}
+
+ENTRY %main (p0: bf16[8,256], p1: bf16[1000,64], p2: s32[4], p3: s32[2], p4: bf16[2,8]) -> f32[8] {
+  %p0 = bf16[8,256]{1,0:T(8,128)(2,1)} parameter(0)
+  %p1 = bf16[1000,64]{1,0:T(8,128)(2,1)} parameter(1)
+  %p2 = s32[4]{0:T(128)S(1)} parameter(2)
+  %p3 = s32[2]{0:T(128)S(1)} parameter(3)
+  %p4 = bf16[2,8]{1,0:T(8,128)(2,1)} parameter(4)
+  %copy-start = (bf16[2,8]{1,0:T(8,128)(2,1)S(1)}, bf16[2,8]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%p4)
+  %copy-done = bf16[2,8]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start)
+  %rows = bf16[4,64]{1,0:T(8,128)(2,1)S(1)} fusion(%p1, %p2), kind=kCustom, calls=%lookup
+  %cache = bf16[8,256]{1,0:T(8,128)(2,1)} fusion(%p0, %p3, %copy-done), kind=kCustom, calls=%update
+  %sums = f32[8]{0:T(128)} fusion(%cache, %rows), kind=kLoop, calls=%scores
+  %zero = s32[]{:T(128)} constant(0)
+  %pair = (f32[8]{0:T(128)}, s32[]{:T(128)}) tuple(%sums, %zero)
+  %loop = (f32[8]{0:T(128)}, s32[]{:T(128)}) while(%pair), condition=%more, body=%body
+  ROOT %out = f32[8]{0:T(128)} get-tuple-element(%loop), index=0
+}
 """
 
 
@@ -25,9 +78,17 @@ def test_collectives_are_counted_once_with_what_they_bring():
     assert collectives("ROOT %x = f32[2] add(%a, %b)") == {}
 
 
+def test_traffic_counts_what_is_touched_in_hbm():
+    copied, looked_up, updated = 2 * 8 * 2, 4 * 64 * 2, 2 * 8 * 2
+    scored, body = 8 * 256 * 2 + 8 * 4, 2 * 8 * 4
+    assert traffic(PROGRAM) == copied + looked_up + updated + scored + body
+    assert traffic(PROGRAM, within="choice") == body
+    assert traffic(PROGRAM, within="choic") == 0
+
+
 def test_the_least_time_is_that_of_the_narrowest_place():
     chip = CHIPS["v5e"]
-    cost = Cost(819 * 10**9, 0, 0, 0, 0.0, 1.0, {})
+    cost = Cost(10, 1, 0, 0, 819 * 10**9, 0, 0.0, 1.0, {})
     assert cost.seconds(chip) == pytest.approx(1.0)
     assert cost._replace(flops=394e12).seconds(chip) == pytest.approx(2.0)
     assert cost._replace(collectives={"all-reduce": (2, 200 * 10**9)}).seconds(chip) == pytest.approx(2.0)
@@ -54,10 +115,12 @@ def test_what_is_no_slice_is_told(topology):
         ({"batch_size": 0}, "BATCH_SIZE must be a whole number from 1"),
         ({"acceptance": 1.5}, "ACCEPTANCE must be a number from 0 to 1"),
         ({"context": 1 << 20}, "CONTEXT must be at most 8192"),
+        ({"data": 0}, "DATA must be a whole number from 1"),
+        ({"output": "/nowhere/plan.jsonl"}, "there is no folder /nowhere"),
     ],
 )
 def test_a_bad_knob_is_refused_before_anything_is_compiled(monkeypatch, knobs, sentence):
-    monkeypatch.setattr(planning, "layout_on", lambda *args: pytest.fail("compiled"))
+    monkeypatch.setattr(report, "layout_on", lambda *args: pytest.fail("compiled"))
     with pytest.raises(UserError, match=sentence):
         plan(**{"verifier": "gemma2_9b", "drafter": "gemma2_2b", "topology": "v5e:2x4", **knobs})
 
@@ -69,7 +132,7 @@ def launch(*arguments):
 
 
 def test_without_libtpu_it_says_how_to_get_it():
-    if importlib.util.find_spec("libtpu"):
+    if LIBTPU:
         done = launch("--topology=v5e:3x5")
         assert "does not know v5e:3x5" in done.stderr
     else:
@@ -78,9 +141,44 @@ def test_without_libtpu_it_says_how_to_get_it():
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 
+def test_slices_by_name():
+    assert slices("v5e:2x4, v6e:2x4") == ["v5e:2x4", "v6e:2x4"]
+    assert len(slices("all")) == sum(len(shapes) for shapes in SLICES.values())
+    assert set(SLICES) == set(CHIPS)
+
+
+@pytest.mark.skipif(not LIBTPU, reason="needs libtpu: pip install -e '.[tpu]'")
+def test_a_batch_that_the_chips_cannot_be_split_for_is_told():
+    with pytest.raises(UserError, match="the 8 chips of v5e:2x4 cannot be split 3 ways"):
+        chips.layout_on("v5e:2x4", 3, "tensor")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[tpu]'")
-def test_the_tpu_compiler_plans_a_slice():
-    done = launch("--gin.VERIFIER='gemma3_270m'", "--gin.DRAFTER='gemma3_270m'", "--gin.K_MAX=1", "--gin.CONTEXT=512")
+@pytest.mark.skipif(not LIBTPU, reason="needs libtpu: pip install -e '.[tpu]'")
+def test_the_tpu_compiler_plans_slices(tmp_path):
+    output = tmp_path / "plan.jsonl"
+    small = ("--gin.VERIFIER='gemma3_270m'", "--gin.DRAFTER='gemma3_270m'", "--gin.K_MAX=1", "--gin.CONTEXT=512")
+    done = launch("--topology=v5e:2x2", *small, "--gin.WHOLE=True", f"--output={output}")
     assert done.returncode == 0, done.stderr
-    assert "verify 2" in done.stdout and "fits" in done.stdout and "not a measurement" in done.stdout
+    assert "verify 2" in done.stdout and "no measurement" in done.stdout
+    (line,) = tiny.lines(output)
+    assert line["fits"] and line["smallest"] == "v5e:1x1" and 0 < line["needed"] < line["memory"]
+    for cost in (line["draft"], *line["verify"].values()):
+        assert cost["aliased"] >= cost["cache"]  # donated, not copied
+        assert 0.9 * cost["least"] < cost["moved"] < 1.5 * cost["least"]
+        assert "all-gather" not in cost["collectives"]
+        assert cost["chosen"] < 0.2 * cost["moved"]  # much of it, as this model is little more than its vocabulary
+    loop = line["loop"]
+    assert loop["aliased"] > 0.95 * loop["state"]  # the whole loop carries its caches in place
+    assert loop["temporaries"] < line["verify"]["1"]["weights"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBTPU, reason="needs libtpu: pip install -e '.[tpu]'")
+def test_a_slice_that_is_too_small_is_told_with_one_that_is_not():
+    done = launch("--topology=v5e:1x1")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "DOES NOT FIT" in done.stdout
+        and "the smallest v5e slice that holds weights and caches is v5e:2x2" in " ".join(done.stdout.split())
+    )

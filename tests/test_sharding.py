@@ -16,6 +16,7 @@ from cascades.errors import UserError
 from cascades.sharding import STRATEGIES, Layout, layout, mesh_of
 
 EIGHT = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+NAMES = ["1", "2", "4", "8", "8 data", "8 fsdp"]
 HEADS = ("heads", None, "width")
 
 
@@ -63,7 +64,7 @@ def test_a_mesh_has_as_many_devices_as_it_says():
 @pytest.mark.slow
 def test_a_text_does_not_depend_on_the_mesh():
     script = Path(__file__).with_name("mesh_decode.py")
-    done = subprocess.run([sys.executable, str(script)], env=EIGHT, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, str(script), *NAMES], env=EIGHT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     alone = found["1"]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from cascades import quantization
 from cascades.checkpoints import gemma, gguf, orbax, safetensors, sources
 from cascades.checkpoints.reader import Reader, read_params
 from cascades.checkpoints.sources import AnyPath
@@ -33,6 +34,7 @@ def load(
     *,
     dtype=jnp.float32,
     preset: str | None = None,
+    weights: str | None = None,
     shardings: Callable[[Params], Params] | None = None,
     progress: bool = True,
 ) -> Checkpoint:
@@ -43,6 +45,7 @@ def load(
         in Flax; or a directory that `save` wrote.
       dtype: of the kernels, float32 or bfloat16.
       preset: the shape where the files leave it open.
+      weights: "int8" quantises every matrix as it is read, see `quantization`; None leaves them in `dtype`.
       shardings: from the tree of `jax.ShapeDtypeStruct`s to a tree of `jax.sharding.Sharding`s; each tensor goes
         straight to its devices. None = the default device.
       progress: show a bar, where the standard error is a terminal.
@@ -55,10 +58,13 @@ def load(
     if (path / orbax.CONFIG).exists():
         places = None if shardings is None else shardings(abstract_params(orbax.read_config(path), dtype))
         config, params = orbax.load(path, dtype, shardings=places)
+        params = quantization.pack_all(params) if weights else params
     else:
         reader = _open(path, preset)
-        places = None if shardings is None else shardings(abstract_params(reader.config, dtype))
-        config, params = reader.config, read_params(reader, dtype, shardings=places, progress=progress)
+        like = abstract_params(reader.config, dtype)
+        places = None if shardings is None else shardings(quantization.pack_all(like) if weights else like)
+        pack = quantization.pack if weights else None
+        config, params = reader.config, read_params(reader, dtype, shardings=places, pack=pack, progress=progress)
     return Checkpoint(config, params, sources.tokenizer_directory(path))
 
 

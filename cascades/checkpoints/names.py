@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from cascades.checkpoints.reader import Path, Tensor
+from cascades.checkpoints.reader import Path, Tensor, as_it_is
 from cascades.models import DecoderConfig
 
 # Tensors that some files carry beside the decoder's weights: tables that follow from the config, and image encoders.
@@ -32,24 +32,24 @@ def gguf(config: DecoderConfig, *, interleaved: bool) -> dict[Path, Tensor]:
     """
     n, g, h, d, f = _sizes(config)
     table = {
-        ("embed", "embedding"): Tensor("token_embd.weight", (config.vocab_size, d), _same),
-        ("final_norm", "scale"): Tensor("output_norm.weight", (d,), _same),
+        ("embed", "embedding"): Tensor("token_embd.weight", (config.vocab_size, d), as_it_is),
+        ("final_norm", "scale"): Tensor("output_norm.weight", (d,), as_it_is),
     }
     if not config.tied_head:
-        table["head", "kernel"] = Tensor("output.weight", (config.vocab_size, d), _same)
+        table["head", "kernel"] = Tensor("output.weight", (config.vocab_size, d), as_it_is)
     heads = _halves if interleaved else _reshape
     for i in range(config.num_layers):
         layer, blk = ("layers", str(i)), f"blk.{i}."
         table |= {
-            (*layer, "attn_norm", "scale"): Tensor(f"{blk}attn_norm.weight", (d,), _same),
+            (*layer, "attn_norm", "scale"): Tensor(f"{blk}attn_norm.weight", (d,), as_it_is),
             (*layer, "q", "kernel"): Tensor(f"{blk}attn_q.weight", (n * h, d), heads(n, h, d)),
             (*layer, "k", "kernel"): Tensor(f"{blk}attn_k.weight", (g * h, d), heads(g, h, d)),
             (*layer, "v", "kernel"): Tensor(f"{blk}attn_v.weight", (g * h, d), _reshape(g, h, d)),
             (*layer, "o", "kernel"): Tensor(f"{blk}attn_output.weight", (d, n * h), _reshape(d, n, h)),
-            (*layer, "mlp_norm", "scale"): Tensor(f"{blk}ffn_norm.weight", (d,), _same),
-            (*layer, "gate", "kernel"): Tensor(f"{blk}ffn_gate.weight", (f, d), _same),
-            (*layer, "up", "kernel"): Tensor(f"{blk}ffn_up.weight", (f, d), _same),
-            (*layer, "down", "kernel"): Tensor(f"{blk}ffn_down.weight", (d, f), _same),
+            (*layer, "mlp_norm", "scale"): Tensor(f"{blk}ffn_norm.weight", (d,), as_it_is),
+            (*layer, "gate", "kernel"): Tensor(f"{blk}ffn_gate.weight", (f, d), as_it_is),
+            (*layer, "up", "kernel"): Tensor(f"{blk}ffn_up.weight", (f, d), as_it_is),
+            (*layer, "down", "kernel"): Tensor(f"{blk}ffn_down.weight", (d, f), as_it_is),
         }
         if config.qkv_bias:
             table |= {
@@ -59,13 +59,13 @@ def gguf(config: DecoderConfig, *, interleaved: bool) -> dict[Path, Tensor]:
             }
         if config.qk_norm:
             table |= {
-                (*layer, "q_norm", "scale"): Tensor(f"{blk}attn_q_norm.weight", (h,), _same),
-                (*layer, "k_norm", "scale"): Tensor(f"{blk}attn_k_norm.weight", (h,), _same),
+                (*layer, "q_norm", "scale"): Tensor(f"{blk}attn_q_norm.weight", (h,), as_it_is),
+                (*layer, "k_norm", "scale"): Tensor(f"{blk}attn_k_norm.weight", (h,), as_it_is),
             }
         if config.post_norms:
             table |= {
-                (*layer, "post_attn_norm", "scale"): Tensor(f"{blk}post_attention_norm.weight", (d,), _same),
-                (*layer, "post_mlp_norm", "scale"): Tensor(f"{blk}post_ffw_norm.weight", (d,), _same),
+                (*layer, "post_attn_norm", "scale"): Tensor(f"{blk}post_attention_norm.weight", (d,), as_it_is),
+                (*layer, "post_mlp_norm", "scale"): Tensor(f"{blk}post_ffw_norm.weight", (d,), as_it_is),
             }
     return table
 
@@ -73,16 +73,16 @@ def gguf(config: DecoderConfig, *, interleaved: bool) -> dict[Path, Tensor]:
 def huggingface(config: DecoderConfig, names: Iterable[str]) -> dict[Path, Tensor]:
     """transformers' names; what stands before them in a multimodal model (`language_model.`) is found in `names`."""
     n, g, h, d, f = _sizes(config)
-    norm = _one_plus if config.embed_scale else _same  # Gemma stores `scale - 1`
+    norm = _one_plus if config.embed_scale else as_it_is  # Gemma stores `scale - 1`
     embedding = next((name for name in names if name.endswith("embed_tokens.weight")), "model.embed_tokens.weight")
     root = embedding.removesuffix("embed_tokens.weight")
     table = {
-        ("embed", "embedding"): Tensor(f"{root}embed_tokens.weight", (config.vocab_size, d), _same),
+        ("embed", "embedding"): Tensor(f"{root}embed_tokens.weight", (config.vocab_size, d), as_it_is),
         ("final_norm", "scale"): Tensor(f"{root}norm.weight", (d,), norm),
     }
     if not config.tied_head:
         head = next((name for name in names if name.endswith("lm_head.weight")), "lm_head.weight")
-        table["head", "kernel"] = Tensor(head, (config.vocab_size, d), _same)
+        table["head", "kernel"] = Tensor(head, (config.vocab_size, d), as_it_is)
     mlp_norm = "pre_feedforward_layernorm" if config.post_norms else "post_attention_layernorm"
     for i in range(config.num_layers):
         layer, at = ("layers", str(i)), f"{root}layers.{i}."
@@ -93,9 +93,9 @@ def huggingface(config: DecoderConfig, names: Iterable[str]) -> dict[Path, Tenso
             (*layer, "v", "kernel"): Tensor(f"{at}self_attn.v_proj.weight", (g * h, d), _reshape(g, h, d)),
             (*layer, "o", "kernel"): Tensor(f"{at}self_attn.o_proj.weight", (d, n * h), _reshape(d, n, h)),
             (*layer, "mlp_norm", "scale"): Tensor(f"{at}{mlp_norm}.weight", (d,), norm),
-            (*layer, "gate", "kernel"): Tensor(f"{at}mlp.gate_proj.weight", (f, d), _same),
-            (*layer, "up", "kernel"): Tensor(f"{at}mlp.up_proj.weight", (f, d), _same),
-            (*layer, "down", "kernel"): Tensor(f"{at}mlp.down_proj.weight", (d, f), _same),
+            (*layer, "gate", "kernel"): Tensor(f"{at}mlp.gate_proj.weight", (f, d), as_it_is),
+            (*layer, "up", "kernel"): Tensor(f"{at}mlp.up_proj.weight", (f, d), as_it_is),
+            (*layer, "down", "kernel"): Tensor(f"{at}mlp.down_proj.weight", (d, f), as_it_is),
         }
         if config.qkv_bias:
             table |= {
@@ -124,7 +124,7 @@ def gemma(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[
     """
     n, g, h, d, f = _sizes(config)
     table = {
-        ("embed", "embedding"): Tensor("embedder/input_embedding", (config.vocab_size, d), _same),
+        ("embed", "embedding"): Tensor("embedder/input_embedding", (config.vocab_size, d), as_it_is),
         ("final_norm", "scale"): Tensor("final_norm/scale", (d,), _one_plus),
     }
     for i in range(config.num_layers):
@@ -163,10 +163,6 @@ def gemma(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[
 
 def _sizes(config: DecoderConfig) -> tuple[int, int, int, int, int]:
     return config.num_heads, config.num_kv_heads, config.head_dim, config.d_model, config.d_ff
-
-
-def _same(w: np.ndarray) -> np.ndarray:
-    return w
 
 
 def _one_plus(w: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +48,7 @@ class Reader(NamedTuple):
     table: for every parameter of the model, its tensor.
     shapes: every tensor that the checkpoint holds, without those that are known not to be weights of the decoder.
     read: `(name, dtype) -> array` of `shapes[name]`; called from several threads.
+    part: `(name, dtype, index) -> array[index]`, where the format can read a part alone.
     """
 
     label: str
@@ -54,15 +56,29 @@ class Reader(NamedTuple):
     table: Table
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str, Any], np.ndarray]
+    part: Callable[[str, Any, tuple[slice, ...]], np.ndarray] | None = None
 
 
-def read_params(reader: Reader, dtype, *, shardings: Params | None = None, progress: bool = True) -> Params:
+def as_it_is(w: np.ndarray) -> np.ndarray:
+    """The `convert` of a tensor that lies in the checkpoint as in the model."""
+    return w
+
+
+def read_params(
+    reader: Reader,
+    dtype,
+    *,
+    shardings: Params | None = None,
+    pack: Callable[[Path, np.ndarray], Any] | None = None,
+    progress: bool = True,
+) -> Params:
     """Reads all parameters, each into its final dtype, layout and place before many others are touched.
 
     Args:
       reader: the checkpoint.
       dtype: of the kernels; norm scales stay float32.
       shardings: a tree like the parameters', of `jax.sharding.Sharding`s; None = the default device.
+      pack: what becomes of each parameter on the host, such as `quantization.pack`; it may give a tree of arrays.
       progress: show a bar, where the standard error is a terminal.
 
     Raises:
@@ -76,17 +92,29 @@ def read_params(reader: Reader, dtype, *, shardings: Params | None = None, progr
     for path, tensor in reader.table.items():
         paths_of.setdefault(tensor.name, []).append(path)
 
-    def fetch(name: str) -> dict[Path, jax.Array]:
-        value = reader.read(name, abstract[paths_of[name][0]].dtype)
+    def fetch(name: str) -> dict[Path, Any]:
+        path = paths_of[name][0]
+        kind = abstract[path].dtype
+        if (
+            reader.part
+            and places
+            and pack is None
+            and reader.table[path].convert is as_it_is
+            and len(paths_of[name]) == 1
+        ):
+            part: Any = partial(reader.part, name, kind)  # a host reads no more than it holds
+            return {path: jax.make_array_from_callback(abstract[path].shape, places[path], part)}
+        value = reader.read(name, kind)
         done = {}
         for path in paths_of[name]:
             part, leaf = reader.table[path].convert(value), abstract[path]
             if part.shape != leaf.shape or part.dtype != leaf.dtype:
                 raise AssertionError(f"{name} gave {part.dtype}{part.shape}, the model has {leaf.dtype}{leaf.shape}")
-            done[path] = put(part, places.get(path))
+            packed = pack(path, part) if pack else part
+            done[path] = jax.tree.map(put, packed, places.get(path, jax.tree.map(lambda _: None, packed)))
         return done
 
-    flat: dict[Path, jax.Array] = {}
+    flat: dict[Path, Any] = {}
     largest_first = sorted(paths_of, key=lambda name: -math.prod(reader.shapes[name]))
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in abstract.values())
     with (
@@ -98,7 +126,7 @@ def read_params(reader: Reader, dtype, *, shardings: Params | None = None, progr
             for job in concurrent.futures.as_completed(jobs):
                 done = job.result()
                 flat |= done
-                bar.update(sum(value.nbytes for value in done.values()))
+                bar.update(sum(abstract[path].size * abstract[path].dtype.itemsize for path in done))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -14,6 +14,7 @@ from cascades.errors import UserError
 from cascades.models import DecoderConfig, presets
 
 INDEX = "model.safetensors.index.json"
+_PART = 32 * 2**20  # bytes that are read of a tensor at once, where only a part is wanted
 
 
 def open_reader(directory: pathlib.Path, preset: str | None = None) -> Reader:
@@ -40,7 +41,20 @@ def open_reader(directory: pathlib.Path, preset: str | None = None) -> Reader:
         out[...] = files[where[name]].get_tensor(name)
         return out
 
-    return Reader(str(directory), config, names.huggingface(config, shapes), shapes, read)
+    def part(name: str, dtype, index: tuple[slice, ...]) -> np.ndarray:
+        source = files[where[name]].get_slice(name)
+        starts, stops, _ = zip(
+            *(each.indices(size) for each, size in zip(index, shapes[name], strict=True)), strict=True
+        )
+        out = empty(tuple(stop - start for start, stop in zip(starts, stops, strict=True)), dtype)
+        # In parts: the library copies twice what it is asked for.
+        rows = max(1, _PART // max(out[:1].nbytes, 1))
+        for row in range(starts[0], stops[0], rows):
+            end = min(row + rows, stops[0])
+            out[row - starts[0] : end - starts[0]] = source[(slice(row, end), *index[1:])]
+        return out
+
+    return Reader(str(directory), config, names.huggingface(config, shapes), shapes, read, part)
 
 
 def read_config(directory: pathlib.Path, preset: str | None = None) -> DecoderConfig:

@@ -2,14 +2,16 @@
 
 import pathlib
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 
-from cascades import checkpoints, lookahead, rules
+from cascades import checkpoints, hosts, lookahead, rules
 from cascades.errors import UserError
 from cascades.experiments import prompts as prompt_files
 from cascades.experiments import records, terminal
@@ -30,7 +32,9 @@ def decode(
     verifier_preset: str | None = None,
     drafter_preset: str | None = None,
     dtype: str | None = None,
-    mesh: tuple[int, int] | None = None,
+    weights: str | None = None,
+    drafter_weights: str | None = None,
+    mesh: tuple[int, int | None] | None = None,
     strategy: str = "tensor",
     drafter_strategy: str = "tensor",
     method: str = "speculative",
@@ -55,6 +59,10 @@ def decode(
     prompt: Sequence[str] | None = None,
     input: str | None = None,
     output: str | None = None,
+    distributed: bool = False,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
     default_prompt: str | None = None,
     config_text: Callable[[], str] | None = None,
 ) -> list[Result]:
@@ -64,16 +72,21 @@ def decode(
 
     Args:
       verifier, drafter: URIs. dtype: "float32" or "bfloat16"; None is bfloat16 on a TPU or GPU, float32 on a CPU.
-      mesh: (data, model), how many ways batch and models are split over all devices; None is one device. strategy,
-        drafter_strategy: names of `sharding.STRATEGIES`.
+      weights, drafter_weights: "int8" quantises the matrices of a model; None leaves them in `dtype`.
+      mesh: (data, model), how many ways batch and models are split over all devices; with model None, as many as are
+        left. None is one device. strategy, drafter_strategy: names of `sharding.STRATEGIES`.
       raw_prompt: do not put a chat template around prompts.
       prompt, input, output: from the command line: prompts, a JSONL file of them, a JSONL file for results.
+      distributed, coordinator, processes, process: from the command line: whether this is one of several processes, and
+        what `hosts.join` is told.
       default_prompt: what is decoded when neither is given and nobody sits at the terminal.
       config_text: gives the whole configuration, which is saved beside `output`.
 
     Raises:
       UserError: any input that cannot be used, in one sentence.
     """
+    if distributed or coordinator is not None or processes is not None or process is not None:
+        hosts.join(coordinator, processes, process)
     settings = Settings(
         method=method,
         rule=rule,
@@ -98,16 +111,17 @@ def decode(
     if not isinstance(raw_prompt, bool):
         raise UserError(f"RAW_PROMPT must be True or False, not {raw_prompt!r}")
     kind = default_dtype(dtype)
+    check_weights(weights, drafter_weights)
     layouts = layouts_of(mesh, strategy, drafter_strategy, batch_size)
-    interactive = not prompt and input is None and sys.stdin.isatty()
+    interactive = not prompt and input is None and sys.stdin.isatty() and not hosts.several()
     found = prompt_files.collect(prompt, input)
     if not found and not interactive:
         if not isinstance(default_prompt, str) or not default_prompt.strip():
             raise UserError("at least one prompt is needed: give --prompt=TEXT or --input=FILE.jsonl")
         found = [{"prompt": default_prompt}]
     if output is not None:
-        records.check_writable(output)
-    out, err = terminal.consoles()
+        hosts.lead(lambda: records.check_writable(output))
+    out, err = terminal.consoles(quiet=not hosts.leads())
     compilation_cache()
 
     pair = load_pair(
@@ -116,16 +130,19 @@ def decode(
         verifier_preset=verifier_preset,
         drafter_preset=drafter_preset,
         dtype=kind,
+        weights=weights,
+        drafter_weights=drafter_weights,
         layout=layouts[0],
         drafter_layout=layouts[1],
     )
     engine = build(pair, settings)
     requests = [] if interactive else queries(engine, [record["prompt"] for record in found], raw=raw_prompt)
+    hosts.alike(zlib.crc32(repr([request.ids for request in requests]).encode()), "prompts")
     err.print(describe(engine), highlight=False, soft_wrap=True)
     if out.is_terminal:
         terminal.legend(err, settings.method)
-    file = records.open_append(output) if output is not None else None
-    if config_text and output is not None:
+    file = hosts.lead(lambda: records.open_append(output)) if output is not None else None
+    if config_text and output is not None and hosts.leads():
         pathlib.Path(output).expanduser().with_suffix(".config.gin").write_text(config_text(), encoding="utf-8")
 
     results: list[tuple[int, Result]] = []
@@ -162,9 +179,10 @@ def _stream(
     """Prints the text of requests as it is decided; yields each result as it ends."""
     screen = terminal.Screen(out, [request.prompt for request in requests], headings=headings)
     waiting = err.status("compiling; a second run finds the programs in its cache") if err.is_terminal else _Quiet()
+    smooth = bool(hosts.agreed(np.int32(out.is_terminal)))  # every host takes the same steps
     try:
         with waiting:
-            events = generate(engine, requests, rounds=1 if out.is_terminal else 8, shapes=shapes)
+            events = generate(engine, requests, rounds=1 if smooth else 8, shapes=shapes)
             event = next(events, None)
         while event is not None:
             if isinstance(event, Finished):
@@ -246,6 +264,13 @@ def default_dtype(name: str | None):
     return _DTYPES[name]
 
 
+def check_weights(weights: Any, drafter_weights: Any) -> None:
+    """Raises a UserError for a kind of weights that is not known."""
+    for knob, value in (("WEIGHTS", weights), ("DRAFTER_WEIGHTS", drafter_weights)):
+        if value not in (None, "int8"):
+            raise UserError(f"{knob} must be 'int8' or None, not {value!r}")
+
+
 def layouts_of(mesh: Any, strategy: str, drafter_strategy: str, batch_size: int) -> tuple[Layout | None, Layout | None]:
     """Returns where verifier and drafter live: nowhere in particular without a mesh.
 
@@ -258,11 +283,18 @@ def layouts_of(mesh: Any, strategy: str, drafter_strategy: str, batch_size: int)
         if name not in STRATEGIES:
             raise UserError(f"{knob} must be one of {', '.join(STRATEGIES)}, not {name!r}")
     if mesh is None:
+        if hosts.several():
+            raise UserError(f"several processes share a pair: set MESH, as in --gin.MESH='(1, {jax.device_count()})'")
         return None, None
-    whole = isinstance(mesh, list | tuple) and len(mesh) == 2 and all(type(size) is int and size > 0 for size in mesh)
-    if not whole:
-        raise UserError(f"MESH must be (data, model), two whole numbers from 1, as in (1, 4), not {mesh!r}")
-    data, model = mesh
+    sizes = list(mesh) if isinstance(mesh, list | tuple) else []
+    if len(sizes) == 2 and sizes[1] is None and type(sizes[0]) is int and sizes[0] > 0:
+        sizes[1] = max(jax.device_count() // sizes[0], 1)
+    if len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
+        raise UserError(
+            f"MESH must be (data, model), two whole numbers from 1, as in (1, 4), not {mesh!r}; (1, None) splits the "
+            "models over all devices"
+        )
+    data, model = sizes
     if batch_size % data:
         raise UserError(f"BATCH_SIZE must be a multiple of the {data} ways that MESH splits a batch, not {batch_size}")
     devices = mesh_of(jax.devices(), data, model)

@@ -16,7 +16,7 @@ from cascades import rules as deferral
 from cascades.errors import UserError
 from cascades.experiments import fingerprint, records, report, summary, terminal
 from cascades.experiments import prompts as prompt_files
-from cascades.experiments.decode import check_uris, compilation_cache, default_dtype
+from cascades.experiments.decode import check_uris, check_weights, compilation_cache, default_dtype
 from cascades.experiments.summary import VERIFIER, Row
 from cascades.generation import Engine, Query, Result, Settings, Shapes, build, complete, load_pair, prepare, queries
 from cascades.generation.engine import sharing
@@ -66,6 +66,8 @@ def sweep(
     verifier_preset: str | None = None,
     drafter_preset: str | None = None,
     dtype: str | None = None,
+    weights: str | None = None,
+    drafter_weights: str | None = None,
     method: str = "speculative",
     k_max: int = 8,
     lookahead: Any = verifier_guided,
@@ -132,6 +134,7 @@ def sweep(
     if score is not None and not callable(score):
         raise UserError(f"SCORE must be a function of a record and a text, as @my_scores.exact, or None, not {score!r}")
     report.need_matplotlib()
+    check_weights(weights, drafter_weights)
     entries = _prompts(input)
     folder = _folder(output_dir)
     _, err = terminal.consoles()
@@ -142,6 +145,8 @@ def sweep(
         verifier_preset=verifier_preset,
         drafter_preset=drafter_preset,
         dtype=default_dtype(dtype),
+        weights=weights,
+        drafter_weights=drafter_weights,
     )
     engines: dict[tuple, Engine] = {}
     for point in found:
@@ -157,6 +162,7 @@ def sweep(
         "verifier": [verifier, verifier_preset],
         "drafter": [drafter, drafter_preset],
         "dtype": str(default_dtype(dtype).__name__),
+        **({"weights": [weights, drafter_weights]} if weights or drafter_weights else {}),
         **{f.name: fingerprint.of_code(getattr(settings, f.name)) for f in dataclasses.fields(settings)},
         "raw_prompt": raw_prompt,
         "longest": max(len(request.ids) + request.max_new_tokens for request in requests),

@@ -1,6 +1,7 @@
 """What a person sees: text as it streams, coloured by origin on a terminal, and one table at the end."""
 
 import io
+import os
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -191,9 +192,15 @@ def _figure(value: int | float | None, form: str) -> str:
     return "–" if value is None else form.format(value)
 
 
-def consoles() -> tuple[Console, Console]:
-    """Returns the console of the answer (standard output) and that of everything else (standard error)."""
+def consoles(quiet: bool = False) -> tuple[Console, Console]:
+    """Returns the console of the answer (standard output) and that of everything else (standard error).
+
+    quiet: nothing is shown on either; for hosts that follow another.
+    """
     for stream in (sys.stdout, sys.stderr):  # a narrow encoding should not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if quiet:
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # open as long as the process
+        return Console(file=nowhere), Console(file=nowhere)
     return Console(file=sys.stdout), Console(file=sys.stderr)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cascades import lookahead
+from cascades import hosts, lookahead
 from cascades.cache import rewind
 from cascades.decoding import (
     FREE,
@@ -145,7 +145,7 @@ def compile_for(engine: Engine, shapes: Shapes, example: Request) -> Compiled:
     settings, programs = engine.settings, engine.programs
     given = settings.costs if programs.plan.k_max == settings.k_max else None  # a baseline drafts nothing
     costs = given_costs(programs.plan.k_max, *(given or (0.0, ())))
-    initial = programs.plan.lookahead.init(shapes.batch, costs)
+    initial = _initial(engine, shapes.batch, costs)
     weights = engine.verifier_params, engine.drafter_params
     number = jax.ShapeDtypeStruct((), jnp.int32)
     stop = jax.ShapeDtypeStruct((shapes.batch,), jnp.bool_)
@@ -179,7 +179,7 @@ def compile_for(engine: Engine, shapes: Shapes, example: Request) -> Compiled:
 def begin(engine: Engine, compiled: Compiled, request: Request) -> State:
     """Prefills a batch. The request is copied: jit may pass its arrays on into the state, which is donated later."""
     request = jax.tree.map(jnp.copy, request)
-    initial = engine.programs.plan.lookahead.init(compiled.shapes.batch, compiled.costs)
+    initial = _initial(engine, compiled.shapes.batch, compiled.costs)
     return compiled.start(engine.verifier_params, engine.drafter_params, request, initial)
 
 
@@ -189,9 +189,9 @@ def proceed(engine: Engine, compiled: Compiled, state: State, stop: np.ndarray, 
         engine.verifier_params,
         engine.drafter_params,
         state,
-        jnp.asarray(stop),
-        jnp.int32(rounds),
-        jnp.int32(forced),
+        stop,
+        np.int32(rounds),
+        np.int32(forced),
     )
 
 
@@ -207,19 +207,20 @@ def time_rounds(
         times = []
         for _ in range(repeats + 1):  # the first is warm-up: the drafter may have to catch up
             # Whatever the text did, every row takes part again and stands where its prompt ended.
+            length = 0 * state.length + start  # on a mesh it stays where it is
             state = state._replace(
-                finish=jnp.zeros_like(state.finish),
-                length=jnp.array(start),
-                limit=jnp.full_like(state.limit, compiled.shapes.slots),
-                verifier_cache=rewind(state.verifier_cache, jnp.array(start - 1)),
-                drafter_cache=rewind(state.drafter_cache, jnp.array(start - 1)) if state.drafter_cache else None,
+                finish=0 * state.finish,
+                length=length,
+                limit=0 * state.limit + np.int32(compiled.shapes.slots),
+                verifier_cache=rewind(state.verifier_cache, length - 1),
+                drafter_cache=rewind(state.drafter_cache, length - 1) if state.drafter_cache else None,
             )
             jax.block_until_ready(state)
             began = time.perf_counter()
             state = jax.block_until_ready(proceed(engine, compiled, state, nothing, 1, k))
             times.append(time.perf_counter() - began)
         seconds[k] = float(np.median(times[1:]))
-    return seconds
+    return dict(zip(seconds, hosts.agreed(np.asarray([*seconds.values()], np.float32)).tolist(), strict=True))
 
 
 def measure_costs(engine: Engine, compiled: Compiled, request: Request, repeats: int = 3) -> Costs:
@@ -242,6 +243,13 @@ def measure_costs(engine: Engine, compiled: Compiled, request: Request, repeats:
     passes = np.maximum.accumulate([seconds[k] - k * max(draft, 0.0) for k in ends])
     verify = [passes[next(i for i, end in enumerate(ends) if k <= end)] for k in range(k_max + 1)]
     return given_costs(k_max, float(max(draft, 0.0)), tuple(float(x) for x in verify))
+
+
+def _initial(engine: Engine, batch: int, costs: Costs) -> Any:
+    """The lookahead's first state; on a mesh every device holds it."""
+    plan = engine.programs.plan
+    state = plan.lookahead.init(batch, costs)
+    return state if plan.layout is None else hosts.everywhere(state, plan.layout.mesh)
 
 
 def _up(length: int) -> int:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from cascades import checkpoints, tokenizers
+from cascades import checkpoints, hosts, tokenizers
 from cascades.checkpoints.sources import tokenizer_directory
 from cascades.errors import UserError
 from cascades.models import decoder, logical_axes
@@ -41,6 +41,8 @@ def load_pair(
     verifier_preset: str | None = None,
     drafter_preset: str | None = None,
     dtype=jnp.float32,
+    weights: str | None = None,
+    drafter_weights: str | None = None,
     layout: Layout | None = None,
     drafter_layout: Layout | None = None,
 ) -> Pair:
@@ -50,7 +52,7 @@ def load_pair(
       verifier, drafter: URIs, see `checkpoints.resolve`. A drafter may also be `ngram://N`, which looks the last N
         tokens up in the text itself and needs no weights.
       verifier_preset, drafter_preset: architectures, where the files do not say.
-      dtype: of the weights, float32 or bfloat16.
+      dtype: of the weights, float32 or bfloat16. weights, drafter_weights: "int8" quantises the matrices.
       layout, drafter_layout: where they live, on one mesh; every tensor goes straight to its devices.
 
     Raises:
@@ -58,17 +60,17 @@ def load_pair(
     """
     if drafter is not None and drafter.startswith("ngram") and not _NGRAM.fullmatch(drafter):
         raise UserError(f"an n-gram drafter is written ngram://N with N from 1, as in ngram://3, not {drafter!r}")
-    large = _load(verifier, verifier_preset, dtype, layout)
+    large = _load(verifier, verifier_preset, dtype, weights, layout)
     if drafter is None:
         return Pair(large, None)
     if match := _NGRAM.fullmatch(drafter):
         model = ngram(large.model.vocab_size, large.model.context_length, order=int(match[1]))
         return Pair(large, Language(drafter, model, {}, large.tokenizer))
-    if drafter == verifier and drafter_preset == verifier_preset and drafter_layout == layout:
+    if (drafter, drafter_preset, drafter_weights, drafter_layout) == (verifier, verifier_preset, weights, layout):
         return Pair(large, large)
     tokenizer = tokenizers.load(tokenizer_directory(checkpoints.resolve(drafter)), drafter_preset)
     tokenizers.check_same_vocabulary(tokenizer, large.tokenizer)  # before the weights, which take longer
-    return Pair(large, _load(drafter, drafter_preset, dtype, drafter_layout))
+    return Pair(large, _load(drafter, drafter_preset, dtype, drafter_weights, drafter_layout))
 
 
 def shared_vocabulary(pair: Pair) -> int:
@@ -80,9 +82,11 @@ def shared_vocabulary(pair: Pair) -> int:
     return min(size, common, pair.drafter.model.vocab_size)
 
 
-def _load(uri: str, preset: str | None, dtype, layout: Layout | None) -> Language:
+def _load(uri: str, preset: str | None, dtype, weights: str | None, layout: Layout | None) -> Language:
     places = None if layout is None else lambda like: layout.shardings(logical_axes(like), like)
-    checkpoint = checkpoints.load(uri, dtype=dtype, preset=preset, shardings=places)
+    checkpoint = checkpoints.load(
+        uri, dtype=dtype, preset=preset, weights=weights, shardings=places, progress=hosts.leads()
+    )
     tokenizer = tokenizers.load(checkpoint.path, preset)
     model = decoder(checkpoint.config, dtype, layout.constrain if layout else anywhere)
     return Language(uri, model, checkpoint.params, tokenizer, layout)

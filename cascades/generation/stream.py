@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cascades import hosts
 from cascades.decoding import Finish, Info, Origin, Request, State
 from cascades.distributions import Sampling
 from cascades.errors import UserError
@@ -246,10 +247,7 @@ class _Look(NamedTuple):
 
     @classmethod
     def at(cls, state: State) -> "_Look":
-        tokens, origins, length, finish, info = jax.device_get(
-            (state.tokens, state.origins, state.length, state.finish, state.info)
-        )
-        return cls(tokens, origins, length, finish, info)
+        return cls(*hosts.whole((state.tokens, state.origins, state.length, state.finish, state.info)))
 
     def new(self, at: int, start: int) -> list[tuple[int, int]]:
         part = slice(start, int(self.length[at]))
@@ -293,7 +291,7 @@ def batch_of(
     seed = jax.random.key(settings.seed)
     names_on_device = jnp.asarray(names)
     keys = jax.vmap(lambda name: jax.random.fold_in(jax.random.fold_in(seed, name[0]), name[1]))(names_on_device)
-    return Request(
+    request = Request(
         tokens=jnp.asarray(tokens),
         length=jnp.asarray(length),
         limit=jnp.asarray(limit),
@@ -306,3 +304,5 @@ def batch_of(
         ),
         alpha=jnp.asarray(alpha),
     )
+    layout = engine.programs.plan.layout
+    return request if layout is None else hosts.everywhere(request, layout.mesh)

@@ -65,12 +65,16 @@ def abstract_params(config: DecoderConfig, dtype=jnp.float32) -> Params:
 
 
 def logical_axes(params: Params) -> Params:
-    """The names of every parameter's axes, as a tree of `sharding.Logical`; `params` holds arrays or their shapes."""
+    """The names of every parameter's axes, as a tree of `sharding.Logical`; `params` holds arrays or their shapes.
+
+    A bias, and the scale of a quantised matrix, have the leading axes of its kernel.
+    """
 
     def axes(path, leaf) -> Logical:
-        *_, owner, name = (str(key.key) for key in path)
+        names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        owner = next((name for name in reversed(names) if name in _AXES), "")
         known = _AXES.get(owner) or (None,) * leaf.ndim
-        return known[: leaf.ndim] if name == "bias" else known
+        return known[: leaf.ndim]
 
     return jax.tree_util.tree_map_with_path(axes, params)
 

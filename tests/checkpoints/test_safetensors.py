@@ -1,11 +1,13 @@
 import json
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
 from cascades import checkpoints
+from cascades.checkpoints import safetensors
 from cascades.errors import UserError
 
 
@@ -19,6 +21,14 @@ def test_every_family_comes_back_exactly(model, write_huggingface, assert_params
 def test_shards_with_and_without_an_index(build, write_huggingface, assert_params, index):
     model = build("llama")
     assert_params(checkpoints.load(write_huggingface(model, shards=3, index=index)).params, model.params)
+
+
+def test_a_device_gets_its_part_of_a_matrix_in_pieces(build, write_huggingface, assert_params, monkeypatch):
+    monkeypatch.setattr(safetensors, "_PART", 1000)  # a few rows at once
+    model = build("gemma2")
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    places = lambda like: jax.tree.map(lambda _: place, like)  # noqa: E731
+    assert_params(checkpoints.load(write_huggingface(model), shardings=places).params, model.params)
 
 
 @pytest.mark.parametrize("stored", [ml_dtypes.bfloat16, np.float16])

@@ -1,0 +1,85 @@
+"""int8 weights: every matrix as int8 with one float32 scale per output channel.
+
+A quantised matrix stands in the parameter tree where the matrix stood, and brings its own product and lookup; models
+and loop do not know of it. (Libraries that intercept a module's operations, such as qwix, need the module; here a model
+is a function of its parameters, and this is all that such a matrix takes.)
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+
+from cascades.typing import Array, Float, Int, Params
+
+_LARGEST = 127  # symmetric: -128 is not used
+_INNER = {"o": 2}  # axes that a product contracts, by the kernel's owner; one for all others
+
+
+@struct.dataclass
+class Int8:
+    """A matrix `values * scale`.
+
+    values: int8, `[*out, *inner]`. scale: float32, `[*out]`, the largest absolute value of each channel over 127.
+    dtype: of what `lookup` returns.
+    """
+
+    values: Any
+    scale: Any
+    dtype: Any = struct.field(pytree_node=False)
+
+    def contract(self, x: Array, axes: int = 1, out_dtype=None) -> Array:
+        """Contracts the last `axes` axes of `x` with the last `axes` of the matrix; int8 is exact in bfloat16."""
+        outer, out = x.shape[: x.ndim - axes], self.values.shape[: self.values.ndim - axes]
+        inner = math.prod(x.shape[x.ndim - axes :])
+        kernel = self.values.reshape(-1, inner).astype(x.dtype)
+        y = lax.dot_general(x.reshape(-1, inner), kernel, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        return (y * self.scale.reshape(1, -1)).astype(out_dtype or x.dtype).reshape(*outer, *out)
+
+    def lookup(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s d"]:
+        """Returns the rows of an embedding."""
+        rows = self.values.at[tokens].get(mode="clip").astype(jnp.float32)
+        return (rows * self.scale.at[tokens].get(mode="clip")[..., None]).astype(self.dtype)
+
+
+def pack(path: tuple[str, ...], leaf: Any) -> Any:
+    """Returns a parameter as `Int8` if it is a matrix, and else as it is.
+
+    Args:
+      path: of the parameter in the nested tree. leaf: a NumPy or JAX array, or a `jax.ShapeDtypeStruct`.
+    """
+    inner = inner_axes(path, leaf)
+    if not inner:
+        return leaf
+    axes = tuple(range(leaf.ndim - inner, leaf.ndim))
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        scale = jax.ShapeDtypeStruct(leaf.shape[: leaf.ndim - inner], jnp.float32)
+        return Int8(jax.ShapeDtypeStruct(leaf.shape, jnp.int8), scale, jnp.dtype(leaf.dtype))
+    xp = np if isinstance(leaf, np.ndarray) else jnp
+    wide = leaf.astype(np.float32)
+    scale = xp.max(xp.abs(wide), axis=axes) / np.float32(_LARGEST)
+    scale = xp.where(scale > 0, scale, np.float32(1.0)).astype(np.float32)
+    values = xp.round(wide / scale.reshape(*scale.shape, *(1,) * inner)).astype(np.int8)
+    return Int8(values, scale, jnp.dtype(leaf.dtype))
+
+
+def inner_axes(path: tuple[str, ...], leaf: Any) -> int:
+    """Returns how many axes of a parameter a product contracts; 0 for norms and biases."""
+    if path[-1] not in ("kernel", "embedding"):
+        return 0
+    return _INNER.get(path[-2], 1)
+
+
+def pack_all(params: Params) -> Params:
+    """Returns a nested dict with every matrix packed."""
+
+    def walk(tree: Any, path: tuple[str, ...]) -> Any:
+        if isinstance(tree, dict):
+            return {name: walk(value, (*path, name)) for name, value in tree.items()}
+        return pack(path, tree)
+
+    return walk(params, ())

@@ -1,0 +1,94 @@
+"""int8 weights: how far they are from what they stand for, and that models and loop take them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from cascades import models, quantization
+from cascades.models import DecoderConfig
+from cascades.quantization import Int8, pack, pack_all
+
+CONFIG = DecoderConfig(
+    vocab_size=64, num_layers=2, d_model=32, d_ff=48, num_heads=4, num_kv_heads=2, head_dim=8, context_length=64
+)
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (5, 3, 8)])
+def test_each_channel_is_within_half_a_step(shape):
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=shape).astype(np.float32) * rng.uniform(0.01, 100, size=(*shape[:-1], 1)).astype(
+        np.float32
+    )
+    kernel[0] = 0.0
+    packed = pack(("q", "kernel"), kernel)
+    assert packed.values.dtype == np.int8 and packed.scale.shape == shape[:-1]
+    back = packed.values * packed.scale[..., None]
+    assert (np.abs(back - kernel) <= 0.5001 * packed.scale[..., None]).all()
+    np.testing.assert_array_equal(back[0], 0.0)
+    assert (np.abs(packed.values).max(axis=-1)[1:] == 127).all()
+
+
+def test_an_output_projection_has_one_scale_per_channel_over_all_heads():
+    packed = pack(("layers", "0", "o", "kernel"), np.ones((8, 2, 3), np.float32))
+    assert packed.scale.shape == (8,)
+
+
+def test_product_and_lookup_are_those_of_the_matrix_it_stands_for():
+    rng = np.random.default_rng(1)
+    kernel, x = rng.normal(size=(16, 4, 8)).astype(np.float32), rng.normal(size=(2, 3, 4, 8)).astype(np.float32)
+    packed = pack(("o", "kernel"), kernel)
+    plain = packed.values.astype(np.float32) * packed.scale[:, None, None]
+    got = jax.tree.map(jnp.asarray, packed).contract(jnp.asarray(x), 2)
+    np.testing.assert_allclose(got, np.einsum("bsnh,dnh->bsd", x, plain), rtol=1e-4, atol=1e-4)
+    table = pack(("embed", "embedding"), kernel.reshape(16, 32))
+    rows = jax.tree.map(jnp.asarray, table).lookup(jnp.asarray([[3, 15]], jnp.int32))
+    np.testing.assert_allclose(rows[0], table.values[[3, 15]] * table.scale[[3, 15], None], rtol=1e-6)
+
+
+def test_norms_and_biases_stay():
+    scale = np.ones((4,), np.float32)
+    assert pack(("attn_norm", "scale"), scale) is scale
+    assert pack(("q", "bias"), scale) is scale
+
+
+def test_shapes_arrays_and_axes_agree():
+    model = models.decoder(CONFIG)
+    params = pack_all(model.init(jax.random.key(0)))
+    like = pack_all(models.abstract_params(CONFIG))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(lambda x: (x.shape, x.dtype), like)
+    axes = models.logical_axes(params)
+    o = params["layers"]["0"]["o"]["kernel"]
+    assert isinstance(o, Int8) and axes["layers"]["0"]["o"]["kernel"].values == ("width", "heads", None)
+    assert axes["layers"]["0"]["o"]["kernel"].scale == ("width",)
+    assert axes["embed"]["embedding"].scale == ("vocab",)
+
+
+def test_a_quantised_model_says_nearly_the_same():
+    model = models.decoder(CONFIG)
+    params = model.init(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (2, 12), 0, 64, jnp.int32)
+
+    def logits(params):
+        return model.extend(params, tokens, model.init_cache(2, 16))[0].logits
+
+    plain, packed = logits(params), jax.jit(logits)(pack_all(params))
+    assert 0 < float(jnp.std(plain - packed)) < 0.03 * float(jnp.std(plain))
+
+
+def test_an_int8_pair_decodes_and_a_drafter_like_it_is_always_right(tiny_files, tmp_path):
+    outputs = []
+    for name, weights, drafter in (("plain", None, None), ("int8", "int8", "int8")):
+        output = tmp_path / f"{name}.jsonl"
+        knobs = tiny.pair(tiny_files, WEIGHTS=weights, DRAFTER_WEIGHTS=drafter, DRAFTER=tiny_files.verifier)
+        assert tiny.launch(*knobs, "--prompt=the quick", f"--output={output}") == 0
+        outputs.append(tiny.lines(output)[0])
+    assert outputs[1]["stats"]["acceptance_rate"] == 1.0
+    assert outputs[0]["token_ids"] and outputs[1]["token_ids"]
+
+
+def test_a_bad_kind_is_told(tiny_files, capsys):
+    assert tiny.launch(*tiny.pair(tiny_files, WEIGHTS="int4"), "--prompt=hi") == 2
+    assert "WEIGHTS must be 'int8' or None, not 'int4'" in capsys.readouterr().err
+    assert quantization.inner_axes(("x", "scale"), None) == 0
