@@ -16,11 +16,26 @@ from cascades.planning.passes import Cost
 from cascades.planning.report import best_k, plan
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None
-HLO = """
+HLO = """HloModule jit_run
+
+%small (x: f32[2]) -> f32[2] {
+  ROOT %none = f32[2]{0} parameter(0)
+}
+
+%large (y: f32[2]) -> f32[2] {
+  %given = f32[2]{0} parameter(0)
+  ROOT %swap = f32[2]{0} collective-permute(%given), source_target_pairs={{0,1}}
+}
+
+ENTRY %main (z: f32[2]) -> f32[2] {
+  %z = f32[2]{0} parameter(0)
+  %either = f32[2]{0} conditional(%pred, %z, %z), branch_computations={%small, %large}
   %all-reduce.1 = f32[8,5,3584]{2,1,0:T(8,128)} all-reduce(%fusion.1), replica_groups={}
   %ar-start = (bf16[8,16]{1,0}, bf16[8,16]{1,0}) all-reduce-start(%x), replica_groups={}
   %ar-done = bf16[8,16]{1,0} all-reduce-done(%ar-start)
-  %all-gather.2 = bf16[8,64]{1,0} all-gather(%y), dimensions={1}
+  %both = (f32[4]{0}, f32[2]{0}) all-reduce(%v, %w), to_apply=%add
+  ROOT %all-gather.2 = bf16[8,64]{1,0} all-gather(%y), dimensions={1}
+}
 """
 
 # As libtpu prints a program: S(1) is on the chip; a cache of 4,096 bytes is updated in place by 32.
@@ -74,8 +89,10 @@ ENTRY %main (p0: bf16[8,256], p1: bf16[1000,64], p2: s32[4], p3: s32[2], p4: bf1
 
 
 def test_collectives_are_counted_once_with_what_they_bring():
-    assert collectives(HLO) == {"all-gather": (1, 8 * 64 * 2), "all-reduce": (2, 8 * 5 * 3584 * 4 + 8 * 16 * 2)}
-    assert collectives("ROOT %x = f32[2] add(%a, %b)") == {}
+    reduced = 8 * 5 * 3584 * 4 + 8 * 16 * 2 + 6 * 4
+    found = {"all-gather": (1, 8 * 64 * 2), "all-reduce": (3, reduced), "collective-permute": (1, 8)}
+    assert collectives(HLO) == found
+    assert collectives(PROGRAM) == {}
 
 
 def test_traffic_counts_what_is_touched_in_hbm():

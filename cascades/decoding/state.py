@@ -115,9 +115,14 @@ def placed(state: State, layout: Layout | None) -> State:
     def rows(x: Array) -> Array:
         return layout.constrain(x, ("batch", *(None,) * (x.ndim - 1)))
 
-    apart = ("verifier_cache", "drafter_cache", "draft_logits")
-    others = {name: jax.tree.map(rows, value) for name, value in state._asdict().items() if name not in apart}
-    return state._replace(**others, draft_logits=layout.constrain(state.draft_logits, ("batch", None, "vocab")))
+    def place(name: str, value: Any) -> Any:
+        if name == "draft_logits":
+            return layout.constrain(value, ("batch", None, "vocab"))
+        if name.endswith("_cache"):  # of it only what no model places: lengths, and tokens if it holds any
+            return jax.tree.map(lambda x: rows(x) if x.ndim <= 2 else x, value)
+        return jax.tree.map(rows, value)
+
+    return State(**{name: place(name, value) for name, value in state._asdict().items()})
 
 
 def empty_info(batch: int, k_max: int) -> Info:

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-_COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _SIZES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s8": 1, "u8": 1, "pred": 1, "s64": 8}
 _TYPE = rf"(?:{'|'.join(_SIZES)})\[[\d,]*\]"
 _SHAPE = re.compile(rf"({_TYPE})(?:\{{([^}}]*)\}})?")
@@ -48,13 +48,9 @@ Computations = dict[str, dict[str, Instruction]]
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """Returns count and bytes of results of each kind of collective in an HLO text."""
-    counts: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for result, kind in re.findall(rf"= (\(?{_TYPE}.*?) ({_COLLECTIVES})(?:-start)?\(", text):
-        shapes = _shapes(result)
-        counts[kind] += 1
-        sizes[kind] += (shapes[-1] if result.startswith("(") else shapes[0]).size
+    """Returns count and bytes of results of each kind of collective: each loop's body once, the larger branch."""
+    entry, computations = parse(text)
+    counts, sizes = _sent(entry, computations)
     return {kind: (counts[kind], sizes[kind]) for kind in sorted(counts)}
 
 
@@ -84,16 +80,37 @@ def parse(text: str) -> tuple[str, Computations]:
     return entry, computations
 
 
+def _sent(name: str, computations: Computations) -> tuple[Counter[str], Counter[str]]:
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for line in computations[name].values():
+        kind = line.kind.removesuffix("-start")
+        found = [_sent(each, computations) for each in _inner(line)]
+        if line.kind == "conditional":
+            found = [max(found, key=lambda each: each[0].total())] if found else []
+        for count, size in found:
+            counts += count
+            sizes += size
+        if kind in _COLLECTIVES:
+            counts[kind] += 1
+            sizes[kind] += line.shapes[-1].size if line.kind != kind else sum(shape.size for shape in line.shapes)
+    return counts, sizes
+
+
+def _inner(line: Instruction) -> list[str]:
+    """The computations that an instruction runs, but for what it fuses or applies to elements."""
+    if line.kind == "conditional":
+        return _called(line, ("branch_computations", "true_computation", "false_computation"))
+    return _called(line, ("body", "to_apply")) if line.kind in ("while", "call") else []
+
+
 def _moved(name: str, computations: Computations, scope: str) -> int:
     lines = computations[name]
     total = 0
     for line in lines.values():
         operands = [lines[each].shapes for each in line.operands if each in lines]
-        if line.kind in ("while", "call"):
-            total += sum(_moved(each, computations, scope) for each in _called(line, ("body", "to_apply")))
-        elif line.kind == "conditional":
-            branches = _called(line, ("branch_computations", "true_computation", "false_computation"))
-            total += max((_moved(each, computations, scope) for each in branches), default=0)
+        if inner := [_moved(each, computations, scope) for each in _inner(line)]:
+            total += max(inner) if line.kind == "conditional" else sum(inner)
         elif (
             line.kind in _FREE
             or scope not in line.rest
