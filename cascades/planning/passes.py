@@ -192,13 +192,12 @@ def _arrays(side: Side, sizes: Sizes) -> tuple[Model, Any, Any]:
         params,
         place.shardings(logical_axes(params), params),
     )
-    plain = decoder(config, dtype)
 
     def rows(leaf):
         axes = ("batch", "kv_heads", None, None) if leaf.ndim == 4 else ("batch", *(None,) * (leaf.ndim - 1))
         return _array(place, leaf.shape, leaf.dtype, axes)
 
-    return model, params, jax.tree.map(rows, jax.eval_shape(lambda: plain.init_cache(sizes.batch, sizes.slots)))
+    return model, params, jax.tree.map(rows, jax.eval_shape(lambda: model.init_cache(sizes.batch, sizes.slots)))
 
 
 def _cost(run: Callable, donated: tuple[int, ...], arguments: tuple, params: Any, cache: Any) -> Cost:
