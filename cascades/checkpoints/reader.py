@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cascades.errors import UserError
-from cascades.models import DecoderConfig, abstract_params
+from cascades.models import Config, abstract_params
 from cascades.typing import Params
 
 Path = tuple[str, ...]  # of a parameter in the nested tree: ("layers", "0", "q", "kernel")
@@ -52,7 +52,7 @@ class Reader(NamedTuple):
     """
 
     label: str
-    config: DecoderConfig
+    config: Config
     table: Table
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str, Any], np.ndarray]

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from cascades.checkpoints import configs, names
+from cascades.checkpoints import configs, names, t5
 from cascades.checkpoints.reader import Reader, empty
 from cascades.checkpoints.sources import first_line
 from cascades.errors import UserError
-from cascades.models import DecoderConfig, presets
+from cascades.models import Config, T5Config, presets
 
 INDEX = "model.safetensors.index.json"
 _PART = 32 * 2**20  # bytes that are read of a tensor at once, where only a part is wanted
@@ -54,10 +54,11 @@ def open_reader(directory: pathlib.Path, preset: str | None = None) -> Reader:
             out[row - starts[0] : end - starts[0]] = source[(slice(row, end), *index[1:])]
         return out
 
-    return Reader(str(directory), config, names.huggingface(config, shapes), shapes, read, part)
+    table = t5.huggingface(config) if isinstance(config, T5Config) else names.huggingface(config, shapes)
+    return Reader(str(directory), config, table, shapes, read, part)
 
 
-def read_config(directory: pathlib.Path, preset: str | None = None) -> DecoderConfig:
+def read_config(directory: pathlib.Path, preset: str | None = None) -> Config:
     """The architecture: of `config.json`, or of a preset where there is none."""
     path = directory / "config.json"
     if path.exists():

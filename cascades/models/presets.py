@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 
 from cascades.errors import UserError
-from cascades.models.config import DecoderConfig, RopeScaling
+from cascades.models.config import Config, DecoderConfig, RopeScaling, T5Config
 
 
 def _gemma(**sizes) -> DecoderConfig:
@@ -76,7 +76,24 @@ _LLAMA31_ROPE = RopeScaling(
 _LLAMA32_ROPE = dataclasses.replace(_LLAMA31_ROPE, factor=32.0)
 _GEMMA3_LONG = {"context_length": 131_072, "rope_scaling": RopeScaling(kind="linear", factor=8.0)}
 
-PRESETS: dict[str, DecoderConfig] = {
+
+def _t5(layers: int, d_model: int, d_ff: int, num_heads: int, *, v11: bool, head_dim: int = 64) -> T5Config:
+    """T5, arXiv 1910.10683; v1.1 has a gated MLP and a head of its own."""
+    return T5Config(
+        vocab_size=32_128,
+        num_layers=layers,
+        num_decoder_layers=layers,
+        d_model=d_model,
+        d_ff=d_ff,
+        num_heads=num_heads,
+        head_dim=head_dim,
+        gated=v11,
+        tied_head=not v11,
+        scaled_head=not v11,
+    )
+
+
+PRESETS: dict[str, Config] = {
     "gemma_2b": _gemma(num_layers=18, d_model=2048, d_ff=16_384, num_heads=8, num_kv_heads=1),
     "gemma_7b": _gemma(num_layers=28, d_model=3072, d_ff=24_576, num_heads=16, num_kv_heads=16),
     "gemma2_2b": _gemma2(num_layers=26, d_model=2304, d_ff=9216, num_heads=8, num_kv_heads=4),
@@ -171,10 +188,20 @@ PRESETS: dict[str, DecoderConfig] = {
         head_dim=128,
         tied_head=False,
     ),
+    "t5_small": _t5(6, 512, 2048, 8, v11=False),
+    "t5_base": _t5(12, 768, 3072, 12, v11=False),
+    "t5_large": _t5(24, 1024, 4096, 16, v11=False),
+    "t5_3b": _t5(24, 1024, 16_384, 32, v11=False, head_dim=128),
+    "t5_11b": _t5(24, 1024, 65_536, 128, v11=False, head_dim=128),
+    "t5_v1_1_small": _t5(8, 512, 1024, 6, v11=True),
+    "t5_v1_1_base": _t5(12, 768, 2048, 12, v11=True),
+    "t5_v1_1_large": _t5(24, 1024, 2816, 16, v11=True),
+    "t5_v1_1_xl": _t5(24, 2048, 5120, 32, v11=True),
+    "t5_v1_1_xxl": _t5(24, 4096, 10_240, 64, v11=True),
 }
 
 
-def preset(name: str) -> DecoderConfig:
+def preset(name: str) -> Config:
     """Returns the shape called `name`.
 
     Raises:
@@ -184,3 +211,15 @@ def preset(name: str) -> DecoderConfig:
         return PRESETS[name]
     near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.5) or sorted(PRESETS)
     raise UserError(f"there is no preset {name!r}: did you mean {' or '.join(near)}?")
+
+
+def decoder_preset(name: str) -> DecoderConfig:
+    """Returns the shape of the decoder called `name`.
+
+    Raises:
+      UserError: no such preset, or one of an encoder–decoder.
+    """
+    config = preset(name)
+    if not isinstance(config, DecoderConfig):
+        raise UserError(f"{name} is an encoder–decoder, but a decoder was expected, such as gemma2_2b")
+    return config

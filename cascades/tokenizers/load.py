@@ -12,9 +12,9 @@ def load(path: str | pathlib.Path, preset: str | None = None) -> Tokenizer:
     """The tokenizer of a model.
 
     Args:
-      path: a GGUF file, a SentencePiece `.model` file, or a directory that holds `tokenizer.json`, `tokenizer.gguf`
-        or `tokenizer.model` (tried in that order). Gemma's released checkpoints keep `tokenizer.model` beside the
-        checkpoint's directory: it is found there too.
+      path: a GGUF file, a SentencePiece `.model` file, or a directory that holds `tokenizer.json`, `tokenizer.gguf`,
+        `tokenizer.model` or `spiece.model` (tried in that order). Gemma's released checkpoints keep `tokenizer.model`
+        beside the checkpoint's directory: it is found there too.
       preset: where given, the tokenizer must fit into the vocabulary of the model of that name.
 
     Raises:
@@ -47,10 +47,10 @@ def _load_directory(directory: pathlib.Path) -> Tokenizer:
         return huggingface.load(directory)
     if (directory / "tokenizer.gguf").exists():
         return gguf.load(directory / "tokenizer.gguf")
-    for file in (directory / "tokenizer.model", directory.parent / "tokenizer.model"):
+    for file in (directory / "tokenizer.model", directory / "spiece.model", directory.parent / "tokenizer.model"):
         if file.exists():
             return sentencepiece.load(file)
     raise UserError(
-        f"{directory} should hold a tokenizer, but has no tokenizer.json, tokenizer.gguf or tokenizer.model: "
-        "copy the model's tokenizer files into it."
+        f"{directory} should hold a tokenizer, but has no tokenizer.json, tokenizer.gguf, tokenizer.model or "
+        "spiece.model: copy the model's tokenizer files into it."
     )

@@ -27,6 +27,16 @@ PUBLISHED = {
     "qwen25_7b": 7_615_616_512,
     "qwen25_14b": 14_770_033_664,
     "qwen25_32b": 32_763_876_352,
+    "t5_small": 60_506_624,
+    "t5_base": 222_903_552,
+    "t5_large": 737_668_096,
+    "t5_3b": 2_851_598_336,
+    "t5_11b": 11_307_321_344,
+    "t5_v1_1_small": 76_961_152,
+    "t5_v1_1_base": 247_577_856,
+    "t5_v1_1_large": 783_150_080,
+    "t5_v1_1_xl": 2_849_757_184,
+    "t5_v1_1_xxl": 11_135_332_352,
 }
 
 # The multimodal sizes count more: a SigLIP tower of 416,866,032, its projector, and 64 padded embedding rows.
@@ -82,7 +92,13 @@ def test_families():
     }
     assert models.preset("llama3_8b").rope_scaling is None
     untied = {name for name, config in models.PRESETS.items() if not config.tied_head}
-    assert untied == {"llama3_8b", "llama31_8b", "qwen25_7b", "qwen25_14b", "qwen25_32b"}
+    assert untied == {name for name in models.PRESETS if name.startswith("t5_v1_1")} | {
+        "llama3_8b",
+        "llama31_8b",
+        "qwen25_7b",
+        "qwen25_14b",
+        "qwen25_32b",
+    }
 
 
 def test_unknown_name_lists_near_ones():

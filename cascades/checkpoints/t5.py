@@ -1,0 +1,190 @@
+"""T5's architecture and tensors, by transformers' names and by T5X's.
+
+T5X: https://github.com/google-research/t5x, t5x/examples/t5/network.py.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cascades.checkpoints.reader import Path, Tensor, as_it_is
+from cascades.errors import UserError
+from cascades.models import T5Config
+
+HF_FAMILIES = ("t5", "mt5")
+
+
+def from_huggingface(raw: Mapping[str, Any], label: str) -> T5Config:
+    """The architecture of a `config.json`.
+
+    Raises:
+      UserError: a field that is missing, or an MLP that is not known.
+    """
+    kind = raw.get("feed_forward_proj", "relu")
+    if kind not in ("relu", "gated-gelu"):
+        raise UserError(
+            f"{label} asks for the MLP {kind!r}, but only relu and gated-gelu are known: give a T5, v1.1 or FLAN-T5."
+        )
+    needed = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "d_kv")
+    if missing := [name for name in needed if raw.get(name) is None]:
+        raise UserError(f"{label} should say {', '.join(missing)}, but does not: give another file.")
+    tied = bool(raw.get("tie_word_embeddings", True))
+    return T5Config(
+        vocab_size=raw["vocab_size"],
+        num_layers=raw["num_layers"],
+        num_decoder_layers=raw.get("num_decoder_layers") or raw["num_layers"],
+        d_model=raw["d_model"],
+        d_ff=raw["d_ff"],
+        num_heads=raw["num_heads"],
+        head_dim=raw["d_kv"],
+        gated=kind == "gated-gelu",
+        tied_head=tied,
+        scaled_head=bool(raw.get("scale_decoder_outputs", tied)),
+        buckets=raw.get("relative_attention_num_buckets", 32),
+        max_distance=raw.get("relative_attention_max_distance", 128),
+        start=raw.get("decoder_start_token_id", raw.get("pad_token_id")) or 0,
+        norm_eps=raw.get("layer_norm_epsilon", 1e-6),
+    )
+
+
+def from_t5x(shapes: Mapping[str, tuple[int, ...]], label: str) -> T5Config:
+    """The architecture of a T5X checkpoint, which says none but shows all of it in the shapes of its tensors.
+
+    Raises:
+      UserError: it is no T5.
+    """
+    needed = ("token_embedder/embedding", "decoder/relpos_bias/rel_embedding", "decoder/layers_0/mlp/wo/kernel")
+    if missing := [name for name in needed if name not in shapes]:
+        raise UserError(f"{label} should be a T5 that T5X wrote, but lacks {', '.join(missing)}: give one.")
+    vocab, d_model = shapes["token_embedder/embedding"]
+    num_heads, buckets = shapes["decoder/relpos_bias/rel_embedding"]
+    d_ff, _ = shapes["decoder/layers_0/mlp/wo/kernel"]
+    query = shapes.get("decoder/layers_0/self_attention/query/kernel", (d_model, 0))
+
+    def count(stack: str) -> int:
+        return sum(name.startswith(f"{stack}/layers_") and name.endswith("/mlp/wo/kernel") for name in shapes)
+
+    tied = "decoder/logits_dense/kernel" not in shapes
+    return T5Config(
+        vocab_size=vocab,
+        num_layers=count("encoder"),
+        num_decoder_layers=count("decoder"),
+        d_model=d_model,
+        d_ff=d_ff,
+        num_heads=num_heads,
+        head_dim=query[-1] // num_heads,
+        gated="decoder/layers_0/mlp/wi_0/kernel" in shapes,
+        tied_head=tied,
+        scaled_head=tied,
+        buckets=buckets,
+    )
+
+
+class _Spelling(NamedTuple):
+    """What one of the two calls the tensors.
+
+    embedding, head, norm, bias: whole names; of norm and bias, with the stack in place of {}. at: what stands before
+    the names of a layer, with its stack and number in place of {}. parts: of a layer, given whether it is the
+    decoder's: for each the name of its norm and what stands before its kernels. kernels: the ends of their names.
+    transposed: kernels are stored with the contracted axes first, and the tables of biases with the heads first.
+    """
+
+    embedding: str
+    head: str
+    norm: str
+    bias: str
+    at: str
+    parts: Callable[[bool], Mapping[str, tuple[str, str]]]
+    kernels: Mapping[str, str]
+    transposed: bool
+
+
+_HF_KERNELS = {"q": "q", "k": "k", "v": "v", "o": "o", "gate": "wi_0", "up": "wi_1", "plain": "wi", "down": "wo"}
+_T5X_KERNELS = _HF_KERNELS | {"q": "query", "k": "key", "v": "value", "o": "out"}
+
+
+def _hf_parts(decoder: bool) -> dict[str, tuple[str, str]]:
+    parts = {"attn": ("layer.0.layer_norm.weight", "layer.0.SelfAttention.")}
+    if decoder:
+        parts["cross"] = ("layer.1.layer_norm.weight", "layer.1.EncDecAttention.")
+    last = len(parts)
+    return parts | {"mlp": (f"layer.{last}.layer_norm.weight", f"layer.{last}.DenseReluDense.")}
+
+
+def _t5x_parts(decoder: bool) -> dict[str, tuple[str, str]]:
+    if not decoder:
+        parts = {"attn": ("pre_attention_layer_norm/scale", "attention/")}
+    else:
+        parts = {
+            "attn": ("pre_self_attention_layer_norm/scale", "self_attention/"),
+            "cross": ("pre_cross_attention_layer_norm/scale", "encoder_decoder_attention/"),
+        }
+    return parts | {"mlp": ("pre_mlp_layer_norm/scale", "mlp/")}
+
+
+_HF = _Spelling(
+    embedding="shared.weight",
+    head="lm_head.weight",
+    norm="{}.final_layer_norm.weight",
+    bias="{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    at="{}.block.{}.",
+    parts=_hf_parts,
+    kernels={name: f"{theirs}.weight" for name, theirs in _HF_KERNELS.items()},
+    transposed=False,
+)
+_T5X = _Spelling(
+    embedding="token_embedder/embedding",
+    head="decoder/logits_dense/kernel",
+    norm="{0}/{0}_norm/scale",
+    bias="{}/relpos_bias/rel_embedding",
+    at="{}/layers_{}/",
+    parts=_t5x_parts,
+    kernels={name: f"{theirs}/kernel" for name, theirs in _T5X_KERNELS.items()},
+    transposed=True,
+)
+
+
+def huggingface(config: T5Config) -> dict[Path, Tensor]:
+    """transformers' names: matrices `[out, in]`, heads flattened."""
+    return _table(config, _HF)
+
+
+def t5x(config: T5Config) -> dict[Path, Tensor]:
+    """T5X's names: matrices `[in, out]`, heads flattened."""
+    return _table(config, _T5X)
+
+
+def _table(config: T5Config, spelling: _Spelling) -> dict[Path, Tensor]:
+    n, h, d, f = config.num_heads, config.head_dim, config.d_model, config.d_ff
+
+    def matrix(name: str, out: tuple[int, ...], inner: tuple[int, ...]) -> Tensor:
+        rows, columns = int(np.prod(out)), int(np.prod(inner))
+        if spelling.transposed:
+            return Tensor(name, (columns, rows), lambda w: np.ascontiguousarray(w.T).reshape(*out, *inner))
+        flat = len(out) == len(inner) == 1
+        return Tensor(name, (rows, columns), as_it_is if flat else lambda w: w.reshape(*out, *inner))
+
+    table: dict[Path, Tensor] = {("embed", "embedding"): Tensor(spelling.embedding, (config.vocab_size, d), as_it_is)}
+    if not config.tied_head:
+        table["head", "kernel"] = matrix(spelling.head, (config.vocab_size,), (d,))
+    kernels = {
+        **dict.fromkeys("qkv", ((n, h), (d,))),
+        "o": ((d,), (n, h)),
+        **({"gate": ((f,), (d,))} if config.gated else {}),
+        "up": ((f,), (d,)),
+        "down": ((d,), (f,)),
+    }
+    of_part = {"attn": "qkvo", "cross": "qkvo", "mlp": [name for name in kernels if name not in "qkvo"]}
+    for stack, count in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
+        table[(f"{stack}_norm", "scale")] = Tensor(spelling.norm.format(stack), (d,), as_it_is)
+        table[(f"{stack}_bias",)] = matrix(spelling.bias.format(stack), (config.buckets,), (n,))
+        for i in range(count):
+            at = spelling.at.format(stack, i)
+            for part, (norm, before) in spelling.parts(stack == "decoder").items():
+                layer = (stack, str(i))
+                table[(*layer, f"{part}_norm", "scale")] = Tensor(at + norm, (d,), as_it_is)
+                for name in of_part[part]:
+                    theirs = spelling.kernels["plain" if name == "up" and not config.gated else name]
+                    table[(*layer, part, name, "kernel")] = matrix(at + before + theirs, *kernels[name])
+    return table

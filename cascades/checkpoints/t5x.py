@@ -1,0 +1,94 @@
+"""Checkpoints that T5X writes: a msgpack file `checkpoint`, and beside it a zarr array for every large tensor.
+
+The format: https://github.com/google-research/t5x, t5x/checkpoints.py.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from flax import serialization
+
+from cascades.checkpoints import t5
+from cascades.checkpoints.reader import Reader, empty, flatten
+from cascades.checkpoints.sources import AnyPath, first_line
+from cascades.errors import UserError
+from cascades.models import T5Config
+
+INDEX = "checkpoint"
+
+
+def is_checkpoint(directory: AnyPath) -> bool:
+    """Whether T5X wrote a checkpoint here."""
+    return (directory / INDEX).exists()
+
+
+def open_reader(directory: AnyPath) -> Reader:
+    """Opens a checkpoint; its sizes tell which T5 it is. The optimiser's state is not read.
+
+    Raises:
+      UserError: not a checkpoint, cut off, or no T5.
+    """
+    tensors = _tensors(directory)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    config = t5.from_t5x(shapes, str(directory))
+
+    def read(name: str, dtype) -> np.ndarray:
+        tensor = tensors[name]
+        out = empty(shapes[name], dtype)
+        try:
+            out[...] = tensor if isinstance(tensor, np.ndarray) else tensor.read().result()
+        except (ValueError, OSError) as error:
+            raise UserError(f"{directory} is damaged at {name} ({first_line(error)}): fetch it again.") from None
+        return out
+
+    return Reader(str(directory), config, t5.t5x(config), shapes, read)
+
+
+def read_config(directory: AnyPath) -> T5Config:
+    """The architecture that the checkpoint's sizes tell."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in _tensors(directory).items()}
+    return t5.from_t5x(shapes, str(directory))
+
+
+def _tensors(directory: AnyPath) -> dict[str, Any]:
+    """Every parameter by its path: a NumPy array where the index holds it, and else an opened TensorStore."""
+    path = directory / INDEX
+    try:
+        tree: Any = serialization.msgpack_restore(path.read_bytes())["optimizer"]["target"]
+        leaves = flatten(_marked(tree))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} should be the index of a T5X checkpoint, but cannot be read: give one.") from None
+    found: dict[str, Any] = {}
+    for names, leaf in leaves.items():
+        found["/".join(names)] = ts.open(_spec(directory, leaf), read=True) if isinstance(leaf, str) else leaf
+    try:
+        return {name: leaf.result() if isinstance(leaf, ts.Future) else leaf for name, leaf in found.items()}
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"{directory} should hold the {len(found)} tensors that its index names, but one is missing or damaged "
+            f"({first_line(error)}): fetch it again."
+        ) from None
+
+
+def _marked(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree with the name of its directory in the place of every TensorStore specification."""
+    marked: dict[str, Any] = {}
+    for key, value in tree.items():
+        if not isinstance(value, Mapping):
+            marked[key] = np.asarray(value)
+        elif isinstance(value.get("driver"), str):
+            marked[key] = (value.get("path") or value["kvstore"]["path"]).strip("/")
+        else:
+            marked[key] = _marked(value)
+    return marked
+
+
+def _spec(directory: AnyPath, name: str) -> dict[str, Any]:
+    """Where an array lies now, which its specification does not say: checkpoints are moved and copied."""
+    uri = f"{directory}/{name}/"
+    if not uri.startswith("gs://"):
+        return {"driver": "zarr", "kvstore": {"driver": "file", "path": uri}}
+    bucket, _, path = uri.removeprefix("gs://").partition("/")
+    return {"driver": "zarr", "kvstore": {"driver": "gcs", "bucket": bucket, "path": path}}
