@@ -11,9 +11,10 @@ import tiny
 from cascades.errors import UserError
 from cascades.planning import chips, report
 from cascades.planning.chips import CHIPS, SLICES, slice_devices, slices
-from cascades.planning.hlo import collectives, traffic
+from cascades.planning.fit import best_k
+from cascades.planning.hlo import collectives, parse, traffic
 from cascades.planning.passes import Cost
-from cascades.planning.report import best_k, plan
+from cascades.planning.report import plan
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None
 HLO = """HloModule jit_run
@@ -91,16 +92,16 @@ ENTRY %main (p0: bf16[8,256], p1: bf16[1000,64], p2: s32[4], p3: s32[2], p4: bf1
 def test_collectives_are_counted_once_with_what_they_bring():
     reduced = 8 * 5 * 3584 * 4 + 8 * 16 * 2 + 6 * 4
     found = {"all-gather": (1, 8 * 64 * 2), "all-reduce": (3, reduced), "collective-permute": (1, 8)}
-    assert collectives(HLO) == found
-    assert collectives(PROGRAM) == {}
+    assert collectives(parse(HLO)) == found
+    assert collectives(parse(PROGRAM)) == {}
 
 
 def test_traffic_counts_what_is_touched_in_hbm():
     copied, looked_up, updated = 2 * 8 * 2, 4 * 64 * 2, 2 * 8 * 2
     scored, body = 8 * 256 * 2 + 8 * 4, 2 * 8 * 4
-    assert traffic(PROGRAM) == copied + looked_up + updated + scored + body
-    assert traffic(PROGRAM, within="choice") == body
-    assert traffic(PROGRAM, within="choic") == 0
+    assert traffic(parse(PROGRAM)) == copied + looked_up + updated + scored + body
+    assert traffic(parse(PROGRAM), within="choice") == body
+    assert traffic(parse(PROGRAM), within="choic") == 0
 
 
 def test_the_least_time_is_that_of_the_narrowest_place():
@@ -132,6 +133,11 @@ def test_what_is_no_slice_is_told(topology):
         ({"batch_size": 0}, "BATCH_SIZE must be a whole number from 1"),
         ({"acceptance": 1.5}, "ACCEPTANCE must be a number from 0 to 1"),
         ({"context": 1 << 20}, "CONTEXT must be at most 8192"),
+        ({"context": [2048, 1 << 20]}, "CONTEXT must be at most 8192"),
+        ({"verifier": "t5_large"}, "t5_large is an encoder–decoder"),
+        ({"weights": [None, "int4"]}, "WEIGHTS must be 'int8' or None, not 'int4'"),
+        ({"widest": 1}, "WIDEST must be True or False"),
+        ({"batch_size": []}, "BATCH_SIZE must be a whole number from 1"),
         ({"data": 0}, "DATA must be a whole number from 1"),
         ({"output": "/nowhere/plan.jsonl"}, "there is no folder /nowhere"),
     ],
@@ -188,6 +194,26 @@ def test_the_tpu_compiler_plans_slices(tmp_path):
     loop = line["loop"]
     assert loop["aliased"] > 0.95 * loop["state"]  # the whole loop carries its caches in place
     assert loop["temporaries"] < line["verify"]["1"]["weights"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBTPU, reason="needs libtpu: pip install -e '.[tpu]'")
+def test_a_table_goes_on_where_it_was_left(tmp_path):
+    output = tmp_path / "table.jsonl"
+    small = ("--gin.VERIFIER='gemma3_270m'", "--gin.DRAFTER='gemma3_270m'", "--gin.K_MAX=1", "--gin.WIDEST=True")
+    table = ("--gin.CONTEXT=512", "--gin.BATCH_SIZE=[1, 100000]", "--gin.WEIGHTS=[None, 'int8']")
+    done = launch("--topology=v5e:1x1", *small, *table, f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    whole, lines = done.stdout, tiny.lines(output)
+    assert [(line["weights"], line["batch"], line["fits"]) for line in lines] == [
+        (weights, batch, batch == 1) for weights in (None, "int8") for batch in (1, 100_000)
+    ]
+    wide, narrow = (line["verify"]["2"]["weights"] for line in lines if line["fits"])
+    assert narrow < 0.6 * wide and lines[1]["verify"] == {}
+    output.write_text("".join(output.read_text().splitlines(keepends=True)[:3]))
+    again = launch("--topology=v5e:1x1", *small, *table, f"--output={output}")
+    assert again.stdout == whole and tiny.lines(output) == lines
+    assert "4 of 4 done" in again.stderr and "3 of 4 done" not in again.stderr
 
 
 @pytest.mark.slow

@@ -47,24 +47,29 @@ class Instruction(NamedTuple):
 Computations = dict[str, dict[str, Instruction]]
 
 
-def collectives(text: str) -> dict[str, tuple[int, int]]:
+class Program(NamedTuple):
+    """A compiled program. entry: where it begins. computations: by name, their instructions by name in their order."""
+
+    entry: str
+    computations: Computations
+
+
+def collectives(program: Program) -> dict[str, tuple[int, int]]:
     """Returns count and bytes of results of each kind of collective: each loop's body once, the larger branch."""
-    entry, computations = parse(text)
-    counts, sizes = _sent(entry, computations)
+    counts, sizes = _sent(program.entry, program.computations)
     return {kind: (counts[kind], sizes[kind]) for kind in sorted(counts)}
 
 
-def traffic(text: str, within: str = "") -> int:
+def traffic(program: Program, within: str = "") -> int:
     """Returns the bytes that a program reads from and writes to HBM on one chip, the body of each loop once.
 
     within: count only what was traced under a `jax.named_scope` of this name.
     """
-    entry, computations = parse(text)
-    return _moved(entry, computations, f"/{within}/" if within else "")
+    return _moved(program.entry, program.computations, f"/{within}/" if within else "")
 
 
-def parse(text: str) -> tuple[str, Computations]:
-    """Returns the entry's name and every computation by name, its instructions by name in their order."""
+def parse(text: str) -> Program:
+    """Reads the text of a compiled program."""
     computations: Computations = {}
     entry = current = ""
     for line in text.splitlines():
@@ -77,7 +82,7 @@ def parse(text: str) -> tuple[str, Computations]:
             inside, after = _arguments(rest)
             operands = re.findall(r"%([^\s,()]+)", inside)
             computations[current][name] = Instruction(name, _shapes(result), kind, operands, after, bool(root))
-    return entry, computations
+    return Program(entry, computations)
 
 
 def _sent(name: str, computations: Computations) -> tuple[Counter[str], Counter[str]]:

@@ -177,7 +177,7 @@ def whole_cost(
         state=_bytes(state),
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        collectives=hlo.collectives(compiled.as_text() or ""),
+        collectives=hlo.collectives(hlo.parse(compiled.as_text() or "")),
     )
 
 
@@ -202,18 +202,19 @@ def _arrays(side: Side, sizes: Sizes) -> tuple[Model, Any, Any]:
 
 def _cost(run: Callable, donated: tuple[int, ...], arguments: tuple, params: Any, cache: Any) -> Cost:
     compiled = jax.jit(run, donate_argnums=donated).lower(*arguments).compile()
-    memory, figures, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text() or ""
+    memory, figures = compiled.memory_analysis(), compiled.cost_analysis()
+    program = hlo.parse(compiled.as_text() or "")
     assert memory is not None and figures is not None
     return Cost(
         weights=_bytes(params),
         cache=_bytes(cache),
         temporaries=memory.temp_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
-        moved=hlo.traffic(text),
-        chosen=hlo.traffic(text, within=_CHOICE),
+        moved=hlo.traffic(program),
+        chosen=hlo.traffic(program, within=_CHOICE),
         counted=figures["bytes accessed"],
         flops=figures["flops"],
-        collectives=hlo.collectives(text),
+        collectives=hlo.collectives(program),
     )
 
 

@@ -1,65 +1,59 @@
-"""Plans a pair on slices: the run function of `launch/plan.py`."""
+"""Plans pairs on slices: the run function of `launch/plan.py`."""
 
-from collections.abc import Callable, Sequence
+import itertools
+import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cascades import lookahead, rules
-from cascades.decoding import Plan
+from cascades import rules
 from cascades.errors import UserError
 from cascades.experiments import records
 from cascades.experiments.decode import check_weights
-from cascades.models import DecoderConfig, decoder, preset
-from cascades.planning.chips import SLICES, Chip, layout_on, slices
-from cascades.planning.passes import Cost, Side, Sizes, Whole, draft_cost, held, verify_cost, whole_cost
+from cascades.models import decoder_preset
+from cascades.planning.chips import Chip, layout_on, slices
+from cascades.planning.fit import Fit, Pair, as_json, fit, smallest_slice
+from cascades.planning.passes import Side, Sizes, Whole, whole_cost
 from cascades.rules import Rule
 from cascades.sharding import STRATEGIES, Layout
 
-Pair = tuple[Side, Side]  # verifier, drafter
 
+class Cell(NamedTuple):
+    """What one line of the plan is about; weights: the verifier's."""
 
-class Fit(NamedTuple):
-    """One slice. draft: a drafter step. verify: passes by width. needed: bytes on a chip. speedup: see `best_k`.
-
-    draft and verify are None where weights and caches alone are too large: nothing was compiled.
-    """
-
+    verifier: str
+    weights: str | None
+    batch: int
+    context: int
     topology: str
-    chip: Chip
-    chips: int
-    needed: int
-    draft: Cost | None = None
-    verify: dict[int, Cost] | None = None
-    best_k: int = 0
-    speedup: float = 0.0
-    tokens_per_s: float = 0.0
 
-    @property
-    def fits(self) -> bool:
-        return self.needed <= self.chip.memory
+    def __str__(self) -> str:
+        weights = self.weights or "bfloat16"
+        return f"{self.verifier} {weights}, batch {self.batch}, context {self.context}, on {self.topology}"
 
 
 def plan(
     *,
-    verifier: str,
+    verifier: str | Sequence[str],
     drafter: str,
     topology: str,
     rule: Rule = rules.token_v3,
-    batch_size: int = 8,
-    context: int = 2048,
+    batch_size: int | Sequence[int] = 8,
+    context: int | Sequence[int] = 2048,
     k_max: int = 4,
     data: int = 1,
     strategy: str = "tensor",
     drafter_strategy: str = "tensor",
-    weights: str | None = None,
+    weights: str | None | Sequence[str | None] = None,
     drafter_weights: str | None = None,
     acceptance: float = 0.8,
     whole: bool = False,
+    widest: bool = False,
     output: str | None = None,
-) -> list[Fit]:
+) -> list[dict[str, Any]]:
     """Compiles a pair's steps for one slice or several, in bfloat16, and tells what they take.
 
     Args:
@@ -70,123 +64,77 @@ def plan(
         `sharding.STRATEGIES`. weights, drafter_weights: "int8", or None.
       acceptance: per draft, at which the speed-up over the verifier alone is told.
       whole: compile the whole loop too, which takes minutes for large models.
-      output: a JSONL file that gets a line for each slice.
+      widest: compile the verifier's pass over k_max + 1 tokens and nothing else, as a table of many cells needs.
+      output: a JSONL file that gets a line for each cell; those that it holds already are not compiled again.
+      verifier, weights, batch_size and context may be lists: there is a cell for every combination.
+
+    Returns:
+      What is known of every cell, as written to `output`.
 
     Raises:
       UserError: an unknown preset, slice or strategy, or figures that cannot be.
     """
-    configs = preset(verifier), preset(drafter)
-    sizes = _sizes(configs, batch_size, context, k_max)
-    _check(data, strategy, drafter_strategy, acceptance, whole)
-    check_weights(weights, drafter_weights)
-
-    def on(name: str) -> tuple[Chip, Pair]:
-        chip, large = layout_on(name, data, strategy)
-        small = Layout(large.mesh, STRATEGIES[drafter_strategy])
-        return chip, (Side(configs[0], large, weights), Side(configs[1], small, drafter_weights))
-
+    _check(data, strategy, drafter_strategy, acceptance, {"WHOLE": whole, "WIDEST": widest})
+    axes = (_listed(each) for each in (verifier, weights, batch_size, context))
+    cells = [Cell(*each) for each in itertools.product(*axes, slices(topology))]
+    sizes = {cell: _sizes(cell, drafter, k_max) for cell in cells}
+    for cell in cells:
+        check_weights(cell.weights, drafter_weights)
+    for name in slices(topology):
+        layout_on(name, data, strategy)  # an unknown slice is told before the first is compiled for
     if output is not None:
         records.check_writable(output)
+    known = {_identity(record): record for record in (records.load(output) if output is not None else [])}
     out, err = Console(), Console(stderr=True)
-    found: list[Fit] = []
+    found: list[dict[str, Any]] = []
     file = records.open_append(output) if output is not None else None
+    began = time.perf_counter()
     try:
-        for name in slices(topology):
-            with err.status(f"compiling for {name}"):
-                chip, pair = on(name)
-                one = fit(name, chip, pair, sizes, rule, acceptance)
-                loop = whole_cost(*pair, sizes, rule) if whole and one.fits else None
-            found.append(one)
-            smallest = smallest_slice(on, sizes, name.partition(":")[0])
-            _tell(out, one, loop, acceptance, smallest)
-            if file:
-                about = {"verifier": verifier, "drafter": drafter, "rule": rule.__name__, "data": data}
-                about |= {"strategy": strategy, "drafter_strategy": drafter_strategy, "acceptance": acceptance}
-                about |= {"weights": weights, "drafter_weights": drafter_weights}
-                records.append(file, about | sizes._asdict() | as_json(one, loop) | {"smallest": smallest})
+        for number, cell in enumerate(cells, 1):
+
+            def on(name: str, cell=cell) -> tuple[Chip, Pair]:
+                chip, large = layout_on(name, data, strategy)
+                small = Layout(large.mesh, STRATEGIES[drafter_strategy])
+                verifying = Side(decoder_preset(cell.verifier), large, cell.weights)
+                return chip, (verifying, Side(decoder_preset(drafter), small, drafter_weights))
+
+            about = {"verifier": cell.verifier, "drafter": drafter, "rule": rule.__name__, "data": data}
+            about |= {"strategy": strategy, "drafter_strategy": drafter_strategy, "acceptance": acceptance}
+            about |= {"weights": cell.weights, "drafter_weights": drafter_weights, "whole": whole, "widest": widest}
+            about |= sizes[cell]._asdict() | {"topology": cell.topology}
+            if (record := known.get(_identity(about))) is None:
+                with err.status(f"compiling {number} of {len(cells)}: {cell}"):
+                    chip, pair = on(cell.topology)
+                    one = fit(cell.topology, chip, pair, sizes[cell], rule, acceptance, widest=widest)
+                    loop = whole_cost(*pair, sizes[cell], rule) if whole and one.fits else None
+                smallest = smallest_slice(on, sizes[cell], cell.topology.partition(":")[0])
+                layers = decoder_preset(cell.verifier).num_layers
+                record = about | as_json(one, loop) | {"smallest": smallest, "layers": layers}
+                if file:
+                    records.append(file, record)
+                if not widest:
+                    _tell(out, one, loop, acceptance, smallest)
+                elif not err.is_terminal:
+                    err.print(f"{number} of {len(cells)} done, {time.perf_counter() - began:.0f} s", highlight=False)
+            found.append(record)
     finally:
         if file:
             file.close()
-    if len(found) > 1:
+    if widest:
+        out.print(grid(found, k_max + 1))
+    elif len(found) > 1:
         out.print(comparison(found, acceptance))
     out.print("Every figure is the TPU compiler's, and times are bounds from published chip data: no measurement.")
     return found
 
 
-def fit(
-    topology: str,
-    chip: Chip,
-    pair: Pair,
-    sizes: Sizes,
-    rule: Rule,
-    acceptance: float,
-) -> Fit:
-    """Compiles the drafter's step and the verifier's passes, at the widths that a round has."""
-    needed = sum(sum(held(side, sizes)) for side in pair)
-    bare = Fit(topology, chip, pair[0].place.mesh.size, needed)
-    if not bare.fits:
-        return bare
-    some = decoder(pair[0].config)
-    k_max = sizes.k_max
-    widths = Plan(some, some, rules.lossless, lookahead.fixed(k_max), k_max, 1).widths
-    draft = draft_cost(pair[1], sizes)
-    verify = {width: verify_cost(pair[0], sizes, width, rule) for width in widths}
-    largest = max(cost.temporaries for cost in (draft, *verify.values()))
-    seconds = [verify[next(w for w in widths if w > k)].seconds(chip) for k in range(k_max + 1)]
-    k, speedup = best_k(acceptance, draft.seconds(chip) / seconds[0], [each / seconds[0] for each in seconds])
-    return bare._replace(
-        needed=needed + largest,
-        draft=draft,
-        verify=verify,
-        best_k=k,
-        speedup=speedup,
-        tokens_per_s=sizes.batch * speedup / seconds[0],
-    )
-
-
-def best_k(acceptance: float, draft: float, verify: Sequence[float]) -> tuple[int, float]:
-    """Returns argmax over k of (1 + a + … + a^k) / (k c + v_k), and its value (method.md, section 3)."""
-    speeds = [sum(acceptance**i for i in range(k + 1)) / (k * draft + cost) for k, cost in enumerate(verify)]
-    return max(range(len(speeds)), key=speeds.__getitem__), max(speeds)
-
-
-def smallest_slice(on: Callable[[str], tuple[Chip, Pair]], sizes: Sizes, kind: str) -> str | None:
-    """Returns the smallest slice of a generation that holds weights and caches, by arithmetic alone."""
-    for shape in SLICES[kind]:
-        name = f"{kind}:{shape}"
-        try:
-            chip, pair = on(name)
-        except UserError:  # fewer chips than ways to split the batch
-            continue
-        if sum(sum(held(side, sizes)) for side in pair) <= chip.memory:
-            return name
-    return None
-
-
-def as_json(one: Fit, loop: Whole | None) -> dict[str, Any]:
-    """Returns what is known of a slice, in bytes and seconds."""
-
-    def cost(each: Cost) -> dict[str, Any]:
-        return each._asdict() | {"least": each.least, "seconds": each.seconds(one.chip)}
-
-    return {
-        **{"topology": one.topology, "chips": one.chips, "memory": one.chip.memory, "needed": one.needed},
-        **{"fits": one.fits, "best_k": one.best_k, "speedup": one.speedup, "tokens_per_s": one.tokens_per_s},
-        "draft": cost(one.draft) if one.draft else None,
-        "verify": {str(width): cost(each) for width, each in (one.verify or {}).items()},
-        "loop": loop._asdict() if loop else None,
-        "source": "TPU compiler and published chip data; not measured",
-    }
-
-
 def table(one: Fit) -> Table:
     """Returns a row a step."""
-    title = f"a chip of {one.topology}: GB held, bytes moved over the least, rules' share"
-    drawn = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
+    drawn = _table(f"a chip of {one.topology}: GB held, bytes moved over the least, rules' share")
     names = ("step", "weights", "cache", "temp", "moved", "rules", "GFLOP", "all-reduce", "other", "ms")
     for name in names:
         drawn.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
-    assert one.draft is not None and one.verify is not None
+    assert one.draft is not None
     for name, cost in [("draft", one.draft), *((f"verify {width}", cost) for width, cost in one.verify.items())]:
         reduced, _ = cost.collectives.get("all-reduce", (0, 0))
         other = sum(count for kind, (count, _) in cost.collectives.items() if kind != "all-reduce")
@@ -203,23 +151,67 @@ def table(one: Fit) -> Table:
     return drawn
 
 
-def comparison(found: Sequence[Fit], acceptance: float) -> Table:
-    """Returns a row a slice."""
-    drawn = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"acceptance {acceptance:g}")
-    for name in ("slice", "chips", "fits", "GB a chip", "of", "alone ms", "best k", "speed-up", "tokens/s"):
-        drawn.add_column(name, justify="left" if name == "slice" else "right", no_wrap=True)
+def comparison(found: Sequence[dict[str, Any]], acceptance: float) -> Table:
+    """Returns a row a cell: how fast it could be."""
+    drawn = _table(f"acceptance {acceptance:g}")
+    several = _varying(found)
+    for name in (*several, "slice", "chips", "fits", "GB a chip", "of", "alone ms", "best k", "speed-up", "tokens/s"):
+        drawn.add_column(name, justify="left" if name in ("verifier", "slice") else "right", no_wrap=True)
     for one in found:
         cells = ["–"] * 4
-        if one.verify is not None:
-            alone = f"{1e3 * one.verify[1].seconds(one.chip):.2f}"
-            cells = [alone, str(one.best_k), f"{one.speedup:.2f}x", f"{one.tokens_per_s:.0f}"]
-        sizes = (f"{one.needed / 1e9:.2f}", f"{one.chip.memory / 1e9:.0f}")
-        drawn.add_row(one.topology, str(one.chips), "yes" if one.fits else "no", *sizes, *cells)
+        if one["verify"]:
+            alone = f"{1e3 * one['verify']['1']['seconds']:.2f}"
+            cells = [alone, str(one["best_k"]), f"{one['speedup']:.2f}x", f"{one['tokens_per_s']:.0f}"]
+        drawn.add_row(*_place(one, several), str(one["chips"]), *_memory(one), *cells)
     return drawn
 
 
+def grid(found: Sequence[dict[str, Any]], width: int) -> Table:
+    """Returns a row a cell: what the verifier's widest pass takes."""
+    drawn = _table(f"a verifier pass over {width} tokens: GB and bytes of one chip")
+    several = _varying(found)
+    names = ("slice", "chips", "fits", "GB a chip", "of", "moved", "temp GB", "reduces a layer", "other", "rules")
+    for name in (*several, *names):
+        drawn.add_column(name, justify="left" if name in ("verifier", "slice") else "right", no_wrap=True)
+    for one in found:
+        cells = ["–"] * 5
+        if one["verify"]:
+            cost = one["verify"][str(width)]
+            reduced, _ = cost["collectives"].get("all-reduce", (0, 0))
+            other = sum(count for kind, (count, _) in cost["collectives"].items() if kind != "all-reduce")
+            cells = [
+                f"{cost['moved'] / cost['least']:.2f}x",
+                f"{cost['temporaries'] / 1e9:.2f}",
+                f"{reduced / one['layers']:.2f}",
+                str(other),
+                f"{cost['chosen'] / cost['moved']:.1%}",
+            ]
+        drawn.add_row(*_place(one, several), str(one["chips"]), *_memory(one), *cells)
+    return drawn
+
+
+_AXES = {"verifier": "verifier", "weights": "weights", "batch": "batch", "context": "slots"}
+
+
+def _table(title: str) -> Table:
+    return Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
+
+
+def _varying(found: Sequence[dict[str, Any]]) -> list[str]:
+    """The axes along which cells differ."""
+    return [name for name, key in _AXES.items() if len({one[key] for one in found}) > 1]
+
+
+def _place(one: dict[str, Any], several: Sequence[str]) -> list[str]:
+    return [str(one[_AXES[name]] or "bf16") for name in several] + [one["topology"]]
+
+
+def _memory(one: dict[str, Any]) -> tuple[str, str, str]:
+    return "yes" if one["fits"] else "no", f"{one['needed'] / 1e9:.2f}", f"{one['memory'] / 1e9:.0f}"
+
+
 def _tell(out: Console, one: Fit, loop: Whole | None, acceptance: float, smallest: str | None) -> None:
-    if one.verify is not None:
+    if one.verify:
         out.print(table(one))
     verdict = "fits" if one.fits else "DOES NOT FIT"
     text = f"{one.topology}: {verdict}, {one.needed / 1e9:.2f} of {one.chip.memory / 1e9:.1f} GB a chip"
@@ -227,7 +219,7 @@ def _tell(out: Console, one: Fit, loop: Whole | None, acceptance: float, smalles
     text += (
         f"; the smallest {kind} slice that holds weights and caches is {smallest or 'larger than any planned for'}. "
     )
-    if one.verify is not None:
+    if one.verify:
         text += (
             f"At an acceptance of {acceptance:g} the best k is {one.best_k}: {one.speedup:.2f}x the verifier alone and "
             f"{one.tokens_per_s:.0f} tokens/s at most."
@@ -240,16 +232,28 @@ def _tell(out: Console, one: Fit, loop: Whole | None, acceptance: float, smalles
     out.print(text, highlight=False)
 
 
-def _sizes(pair: Sequence[DecoderConfig], batch_size: Any, context: Any, k_max: Any) -> Sizes:
-    for knob, size in {"BATCH_SIZE": batch_size, "CONTEXT": context, "K_MAX": k_max}.items():
+def _listed(value: Any) -> list[Any]:
+    """A knob's values, each once; an empty list is no value at all, which the checks refuse."""
+    return list(dict.fromkeys(value)) if isinstance(value, list | tuple) and value else [value]
+
+
+def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells a cell's line in `output` from the others."""
+    keys = ("verifier", "drafter", "rule", "data", "strategy", "drafter_strategy", "acceptance", "weights", "topology")
+    return tuple(record.get(key) for key in (*keys, "drafter_weights", "whole", "widest", *Sizes._fields))
+
+
+def _sizes(cell: Cell, drafter: str, k_max: Any) -> Sizes:
+    pair = decoder_preset(cell.verifier), decoder_preset(drafter)
+    for knob, size in {"BATCH_SIZE": cell.batch, "CONTEXT": cell.context, "K_MAX": k_max}.items():
         if type(size) is not int or size < 1:
             raise UserError(f"{knob} must be a whole number from 1, not {size!r}")
-    if context > min(model.context_length for model in pair):
+    if cell.context > min(model.context_length for model in pair):
         raise UserError(f"CONTEXT must be at most {min(m.context_length for m in pair)}, which the models can hold")
-    return Sizes(batch_size, context, min(model.vocab_size for model in pair), k_max)
+    return Sizes(cell.batch, cell.context, min(model.vocab_size for model in pair), k_max)
 
 
-def _check(data: Any, strategy: str, drafter_strategy: str, acceptance: Any, whole: Any) -> None:
+def _check(data: Any, strategy: str, drafter_strategy: str, acceptance: Any, switches: dict[str, Any]) -> None:
     for knob, name in (("STRATEGY", strategy), ("DRAFTER_STRATEGY", drafter_strategy)):
         if name not in STRATEGIES:
             raise UserError(f"{knob} must be one of {', '.join(STRATEGIES)}, not {name!r}")
@@ -257,5 +261,6 @@ def _check(data: Any, strategy: str, drafter_strategy: str, acceptance: Any, who
         raise UserError(f"DATA must be a whole number from 1, not {data!r}")
     if not isinstance(acceptance, int | float) or not 0 <= acceptance <= 1:
         raise UserError(f"ACCEPTANCE must be a number from 0 to 1, not {acceptance!r}")
-    if not isinstance(whole, bool):
-        raise UserError(f"WHOLE must be True or False, not {whole!r}")
+    for knob, value in switches.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{knob} must be True or False, not {value!r}")

@@ -1,0 +1,100 @@
+"""One pair on one slice: what it takes, and what is worth drafting there."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from cascades import lookahead, rules
+from cascades.decoding import Plan
+from cascades.errors import UserError
+from cascades.models import decoder
+from cascades.planning.chips import SLICES, Chip
+from cascades.planning.passes import Cost, Side, Sizes, Whole, draft_cost, held, verify_cost
+from cascades.rules import Rule
+
+Pair = tuple[Side, Side]  # verifier, drafter
+
+
+class Fit(NamedTuple):
+    """One slice. draft: a drafter step. verify: passes by width. needed: bytes on a chip. speedup: see `best_k`.
+
+    verify is empty where weights and caches alone are too large: nothing was compiled. draft, and with it the figures
+    of speed, are None where only the widest pass was.
+    """
+
+    topology: str
+    chip: Chip
+    chips: int
+    needed: int
+    draft: Cost | None = None
+    verify: dict[int, Cost] = {}
+    best_k: int | None = None
+    speedup: float | None = None
+    tokens_per_s: float | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.chip.memory
+
+
+def fit(
+    topology: str, chip: Chip, pair: Pair, sizes: Sizes, rule: Rule, acceptance: float, *, widest: bool = False
+) -> Fit:
+    """Compiles the drafter's step and the verifier's passes at the widths of a round, or the widest pass alone."""
+    needed = sum(sum(held(side, sizes)) for side in pair)
+    bare = Fit(topology, chip, pair[0].place.mesh.size, needed)
+    if not bare.fits:
+        return bare
+    k_max = sizes.k_max
+    if widest:
+        last = verify_cost(pair[0], sizes, k_max + 1, rule)
+        return bare._replace(needed=needed + last.temporaries, verify={k_max + 1: last})
+    some = decoder(pair[0].config)
+    widths = Plan(some, some, rules.lossless, lookahead.fixed(k_max), k_max, 1).widths
+    draft = draft_cost(pair[1], sizes)
+    verify = {width: verify_cost(pair[0], sizes, width, rule) for width in widths}
+    largest = max(cost.temporaries for cost in (draft, *verify.values()))
+    seconds = [verify[next(w for w in widths if w > k)].seconds(chip) for k in range(k_max + 1)]
+    k, speedup = best_k(acceptance, draft.seconds(chip) / seconds[0], [each / seconds[0] for each in seconds])
+    return bare._replace(
+        needed=needed + largest,
+        draft=draft,
+        verify=verify,
+        best_k=k,
+        speedup=speedup,
+        tokens_per_s=sizes.batch * speedup / seconds[0],
+    )
+
+
+def best_k(acceptance: float, draft: float, verify: Sequence[float]) -> tuple[int, float]:
+    """Returns argmax over k of (1 + a + … + a^k) / (k c + v_k), and its value (method.md, section 3)."""
+    speeds = [sum(acceptance**i for i in range(k + 1)) / (k * draft + cost) for k, cost in enumerate(verify)]
+    return max(range(len(speeds)), key=speeds.__getitem__), max(speeds)
+
+
+def smallest_slice(on: Callable[[str], tuple[Chip, Pair]], sizes: Sizes, kind: str) -> str | None:
+    """Returns the smallest slice of a generation that holds weights and caches, by arithmetic alone."""
+    for shape in SLICES[kind]:
+        name = f"{kind}:{shape}"
+        try:
+            chip, pair = on(name)
+        except UserError:  # fewer chips than ways to split the batch
+            continue
+        if sum(sum(held(side, sizes)) for side in pair) <= chip.memory:
+            return name
+    return None
+
+
+def as_json(one: Fit, loop: Whole | None) -> dict[str, Any]:
+    """Returns what is known of a slice, in bytes and seconds."""
+
+    def cost(each: Cost) -> dict[str, Any]:
+        return each._asdict() | {"least": each.least, "seconds": each.seconds(one.chip)}
+
+    return {
+        **{"topology": one.topology, "chips": one.chips, "memory": one.chip.memory, "needed": one.needed},
+        **{"fits": one.fits, "best_k": one.best_k, "speedup": one.speedup, "tokens_per_s": one.tokens_per_s},
+        "draft": cost(one.draft) if one.draft else None,
+        "verify": {str(width): cost(each) for width, each in one.verify.items()},
+        "loop": loop._asdict() if loop else None,
+        "source": "TPU compiler and published chip data; not measured",
+    }
