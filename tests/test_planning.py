@@ -136,7 +136,6 @@ def test_what_is_no_slice_is_told(topology):
         ({"context": [2048, 1 << 20]}, "CONTEXT must be at most 8192"),
         ({"verifier": "t5_large"}, "t5_large is an encoder–decoder"),
         ({"weights": [None, "int4"]}, "WEIGHTS must be 'int8' or None, not 'int4'"),
-        ({"widest": 1}, "WIDEST must be True or False"),
         ({"batch_size": []}, "BATCH_SIZE must be a whole number from 1"),
         ({"data": 0}, "DATA must be a whole number from 1"),
         ({"output": "/nowhere/plan.jsonl"}, "there is no folder /nowhere"),

@@ -80,10 +80,10 @@ def plan(
     sizes = {cell: _sizes(cell, drafter, k_max) for cell in cells}
     for cell in cells:
         check_weights(cell.weights, drafter_weights)
-    for name in slices(topology):
-        layout_on(name, data, strategy)  # an unknown slice is told before the first is compiled for
     if output is not None:
         records.check_writable(output)
+    for name in slices(topology):
+        layout_on(name, data, strategy)  # an unknown slice is told before the first is compiled for
     known = {_identity(record): record for record in (records.load(output) if output is not None else [])}
     out, err = Console(), Console(stderr=True)
     found: list[dict[str, Any]] = []
