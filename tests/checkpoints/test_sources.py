@@ -69,7 +69,7 @@ def test_the_hub(hub, tmp_path):
     assert checkpoints.resolve("hf://org/gemma-2.5@main/2b") == tmp_path / "2b"
     assert hub[0][:2] == ("org/repo", None) and "*.safetensors" in hub[0][2]
     assert hub[1] == ("org/repo", "v1.0", "model.gguf")
-    assert hub[2] == ("org/gemma-2.5", "main", ["2b/*", "tokenizer.model"])
+    assert hub[2] == ("org/gemma-2.5", "main", ["2b/*", "tokenizer.model", "spiece.model"])
     with pytest.raises(UserError, match="nothing readable at 7b"):
         checkpoints.resolve("hf://org/repo/7b")
     with pytest.raises(UserError, match="not as 'hf://repo'"):

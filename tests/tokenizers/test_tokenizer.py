@@ -54,7 +54,7 @@ def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(UserError, match="there is no tokenizer at"):
         tokenizers.load(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no tokenizer.json, tokenizer.gguf or tokenizer.model"):
+    with pytest.raises(UserError, match="no tokenizer.json, tokenizer.gguf, tokenizer.model or spiece.model"):
         tokenizers.load(tmp_path / "empty")
     (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\x00")
     with pytest.raises(UserError, match="GGUF"):
