@@ -6,10 +6,26 @@ that a rejected draft wrote over is always one behind a row's length.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from cascades.typing import Array, Float, Int
+
+
+class Int8Buffer(NamedTuple):
+    """Keys or values in int8: `values * scale`. values: int8 `[b, g, t, h]`. scale: float32 `[b, g, t]`."""
+
+    values: Int[Array, "b g t h"]
+    scale: Float[Array, "b g t"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+
+Buffer = Float[Array, "b g t h"] | Int8Buffer
+"""Keys or values of one layer."""
 
 
 class KVCache(NamedTuple):
@@ -19,39 +35,62 @@ class KVCache(NamedTuple):
     length: int32 `[b]`, tokens that are valid in each row; slots behind it hold garbage and are never read.
     """
 
-    keys: tuple[Float[Array, "b g t h"], ...]
-    values: tuple[Float[Array, "b g t h"], ...]
+    keys: tuple[Buffer, ...]
+    values: tuple[Buffer, ...]
     length: Int[Array, " b"]
 
 
 def init(batch: int, slots: int, layers: int, heads: int, head_dim: int, dtype) -> KVCache:
-    """Returns an empty cache with `slots` slots a row."""
+    """Returns an empty cache with `slots` slots a row; with dtype int8, of `Int8Buffer`s."""
     shape = (batch, heads, slots, head_dim)
+
+    def buffer() -> Buffer:
+        zeros = jnp.zeros(shape, dtype)
+        return Int8Buffer(zeros, jnp.zeros(shape[:-1], jnp.float32)) if zeros.dtype == jnp.int8 else zeros
+
     return KVCache(
-        keys=tuple(jnp.zeros(shape, dtype) for _ in range(layers)),
-        values=tuple(jnp.zeros(shape, dtype) for _ in range(layers)),
+        keys=tuple(buffer() for _ in range(layers)),
+        values=tuple(buffer() for _ in range(layers)),
         length=jnp.zeros((batch,), jnp.int32),
     )
 
 
-def append(
-    buffer: Float[Array, "b g t h"], new: Float[Array, "b g s h"], length: Int[Array, " b"]
-) -> Float[Array, "b g t h"]:
+def quantized(new: Float[Array, "b g s h"]) -> Int8Buffer:
+    """Returns keys or values in int8, with a scale for each token and head: its largest absolute value over 127."""
+    wide = new.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(wide), axis=-1) / 127
+    scale = jnp.where(scale > 0, scale, 1.0)
+    return Int8Buffer(jnp.round(wide / scale[..., None]).astype(jnp.int8), scale)
+
+
+def append(buffer: Buffer, new: Float[Array, "b g s h"], length: Int[Array, " b"]) -> Buffer:
     """Writes `new` at slots `length[b] …` of each row; what would fall behind the end is dropped.
 
     `dynamic_update_slice` would CLAMP the offset at the end of the buffer and overwrite valid slots, hence a scatter.
     """
-    batch, _, slots, _ = buffer.shape
+    if isinstance(buffer, Int8Buffer):
+        return jax.tree.map(lambda old, part: write(old, part, length), buffer, quantized(new))
+    return write(buffer, new, length)
+
+
+def write(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
+    """`append` of an array `[b, g, s, …]` to one `[b, g, t, …]`."""
+    batch, _, slots = buffer.shape[:3]
     rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
     positions = length[:, None] + jnp.arange(new.shape[2], dtype=jnp.int32)[None, :]
     positions = jnp.where(positions < slots, positions, slots)
     updates = jnp.swapaxes(new, 1, 2).astype(buffer.dtype)  # [b, s, g, h], as the indexed axes lead
-    return buffer.at[rows, :, positions, :].set(updates, mode="drop", unique_indices=False)
+    return buffer.at[rows, :, positions].set(updates, mode="drop", unique_indices=False)
 
 
-def fill(buffer: Float[Array, "b g t h"], new: Float[Array, "b g s h"]) -> Float[Array, "b g t h"]:
+def fill(buffer: Buffer, new: Float[Array, "b g s h"]) -> Buffer:
     """Writes `new` at slot 0 of every row, for a prefill."""
-    return lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), (0, 0, 0, 0))
+    parts = quantized(new) if isinstance(buffer, Int8Buffer) else new
+
+    def put(old, part):
+        return lax.dynamic_update_slice(old, part.astype(old.dtype), (0,) * old.ndim)
+
+    return jax.tree.map(put, buffer, parts)
 
 
 def rewind(cache, length: Int[Array, " b"]):
@@ -65,11 +104,7 @@ def insert(cache: KVCache, row: KVCache, slot: Int[Array, ""]) -> KVCache:
     def put(buffer, new):
         return lax.dynamic_update_slice(buffer, new, (slot, *(0,) * (buffer.ndim - 1)))
 
-    return KVCache(
-        keys=tuple(put(a, b) for a, b in zip(cache.keys, row.keys, strict=True)),
-        values=tuple(put(a, b) for a, b in zip(cache.values, row.values, strict=True)),
-        length=put(cache.length, row.length),
-    )
+    return jax.tree.map(put, cache, row)
 
 
 def clear(cache: KVCache, slot: Int[Array, ""]) -> KVCache:

@@ -71,8 +71,8 @@ def decode(data: int, model: int, verifier: str, drafter: str, configs=(VERIFIER
         for tree, layout in ((weights(configs[0], 0), large), (weights(configs[1], 1), small))
     ]
     plan = Plan(
-        verifier=models.build(configs[0], constrain=large.constrain),
-        drafter=models.build(configs[1], constrain=small.constrain),
+        verifier=models.build(configs[0], layout=large),
+        drafter=models.build(configs[1], layout=small),
         rule=rules.token_v3,
         lookahead=lookahead.verifier_guided(patience=2),
         k_max=3,

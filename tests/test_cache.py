@@ -61,3 +61,16 @@ def test_insert_and_clear_touch_one_row():
     cleared = caches.clear(full, jnp.int32(3))
     np.testing.assert_array_equal(cleared.length, [1, 2, 3, 0])
     np.testing.assert_array_equal(cleared.keys[0], full.keys[0])
+
+
+def test_an_int8_buffer_is_written_like_another_and_is_within_half_a_step():
+    cache = caches.init(BATCH, SLOTS, layers=1, heads=HEADS, head_dim=SIZE, dtype=jnp.int8)
+    first, second = numbers(4, 1), -numbers(3, 1000)
+    buffer = caches.append(caches.fill(cache.keys[0], first), second, jnp.asarray([4, 5, 2, 60], jnp.int32))
+    assert isinstance(buffer, caches.Int8Buffer) and buffer.values.dtype == jnp.int8
+    expected = np.zeros((BATCH, HEADS, SLOTS, SIZE), np.float32)
+    expected[:, :, :4] = first
+    expected[0, :, 4:], expected[1, :, 5:], expected[2, :, 2:5] = second[0, :, :2], second[1, :, :1], second[2]
+    back = buffer.values.astype(jnp.float32) * buffer.scale[..., None]
+    assert (np.abs(back - expected) <= 0.5001 * buffer.scale[..., None]).all()
+    assert float(jnp.max(jnp.abs(back - expected))) > 0

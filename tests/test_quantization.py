@@ -14,6 +14,10 @@ CONFIG = DecoderConfig(
     vocab_size=64, num_layers=2, d_model=32, d_ff=48, num_heads=4, num_kv_heads=2, head_dim=8, context_length=64
 )
 
+T5 = models.T5Config(
+    vocab_size=64, num_layers=1, num_decoder_layers=2, d_model=32, d_ff=48, num_heads=4, head_dim=16, context_length=64
+)
+
 
 @pytest.mark.parametrize("shape", [(6, 8), (5, 3, 8)])
 def test_each_channel_is_within_half_a_step(shape):
@@ -77,18 +81,65 @@ def test_a_quantised_model_says_nearly_the_same():
     assert 0 < float(jnp.std(plain - packed)) < 0.03 * float(jnp.std(plain))
 
 
-def test_an_int8_pair_decodes_and_a_drafter_like_it_is_always_right(tiny_files, tmp_path):
-    outputs = []
-    for name, weights, drafter in (("plain", None, None), ("int8", "int8", "int8")):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_activations_are_quantised_row_by_row(dtype):
+    rng = np.random.default_rng(2)
+    kernel = rng.normal(size=(16, 32)).astype(np.float32)
+    x = jnp.asarray(rng.normal(size=(2, 3, 32)) * rng.uniform(0.01, 100, size=(2, 3, 1)), dtype)
+    packed = jax.tree.map(jnp.asarray, quantization.packer("w8a8")(("q", "kernel"), kernel))
+    got, exact = packed.contract(x), jnp.asarray(x, jnp.float32) @ kernel.T
+    assert got.dtype == dtype
+    error, size = jnp.abs(got.astype(jnp.float32) - exact), jnp.linalg.norm(exact, axis=-1, keepdims=True)
+    assert 0 < float(jnp.max(error / size)) < 0.02
+    alone = packed.contract(x[1:, 2:])
+    np.testing.assert_array_equal(alone[0, 0], got[1, 2])
+    np.testing.assert_array_equal(packed.contract(jnp.zeros((1, 32), dtype)), jnp.zeros((1, 16)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("config", [CONFIG, T5], ids=["decoder", "t5"])
+def test_a_quantised_cache_says_nearly_the_same_in_passes_of_any_width(config, dtype):
+    plain, packed = models.build(config, dtype), models.build(config, dtype, cache_dtype=jnp.int8)
+    params = plain.init(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (2, 24), 1, 64, jnp.int32)
+    held = jnp.asarray([8, 5], jnp.int32)
+
+    def logits(model, widths):
+        cache, found, at = model.prefill(params, tokens[:, :8], held, model.init_cache(2, 40)), [], 0
+        for width in widths:
+            output, cache = model.extend(params, tokens[:, 8 + at : 8 + at + width], cache)
+            found.append(output.logits)
+            at += width
+        return np.concatenate(found, axis=1)
+
+    exact, wide, narrow = logits(plain, (12,)), logits(packed, (12,)), logits(packed, (1, 1, 5, 5))
+    assert 0 < np.std(exact - wide) < 0.03 * np.std(exact)
+    # The same up to a value that rounds the other way: each token is quantised by itself.
+    assert np.std(narrow - wide) < (1e-3 if dtype == jnp.float32 else 0.03) * np.std(exact)
+    buffer = packed.init_cache(2, 40).keys[0]
+    assert sum(leaf.nbytes for leaf in buffer) <= plain.init_cache(2, 40).keys[0].nbytes * 0.75
+
+
+@pytest.mark.parametrize("kind", [{"WEIGHTS": "int8"}, {"WEIGHTS": "w8a8"}, {"CACHE": "int8"}])
+def test_a_quantised_pair_decodes_and_a_drafter_like_it_is_always_right(tiny_files, tmp_path, kind):
+    """Also, lossless and greedy, as its verifier alone."""
+    both = kind | {f"DRAFTER_{name}": value for name, value in kind.items()}
+    ids = []
+    for name, knobs in (("pair", both), ("alone", kind | {"METHOD": "verifier_only"}), ("plain", {})):
         output = tmp_path / f"{name}.jsonl"
-        knobs = tiny.pair(tiny_files, WEIGHTS=weights, DRAFTER_WEIGHTS=drafter, DRAFTER=tiny_files.verifier)
+        knobs = tiny.pair(tiny_files, DRAFTER=tiny_files.verifier, RULE="@lossless", K_MAX=2) + tiny.knobs(**knobs)
         assert tiny.launch(*knobs, "--prompt=the quick", f"--output={output}") == 0
-        outputs.append(tiny.lines(output)[0])
-    assert outputs[1]["stats"]["acceptance_rate"] == 1.0
-    assert outputs[0]["token_ids"] and outputs[1]["token_ids"]
+        (line,) = tiny.lines(output)
+        ids.append(line["token_ids"])
+        assert name != "pair" or line["stats"]["acceptance_rate"] == 1.0
+    assert ids[0] == ids[1] and ids[2]
 
 
 def test_a_bad_kind_is_told(tiny_files, capsys):
-    assert tiny.launch(*tiny.pair(tiny_files, WEIGHTS="int4"), "--prompt=hi") == 2
-    assert "WEIGHTS must be 'int8' or None, not 'int4'" in capsys.readouterr().err
+    for knob, sentence in (
+        ({"WEIGHTS": "int4"}, "WEIGHTS must be 'int8' or 'w8a8' or None, not 'int4'"),
+        ({"DRAFTER_CACHE": "fp8"}, "DRAFTER_CACHE must be 'int8' or None, not 'fp8'"),
+    ):
+        assert tiny.launch(*tiny.pair(tiny_files, **knob), "--prompt=hi") == 2
+        assert sentence in capsys.readouterr().err
     assert quantization.inner_axes(("x", "scale"), None) == 0

@@ -45,7 +45,7 @@ def load(
         in Flax; a T5 that T5X wrote; or a directory that `save` wrote.
       dtype: of the kernels, float32 or bfloat16.
       preset: the shape where the files leave it open.
-      weights: "int8" quantises every matrix as it is read, see `quantization`; None leaves them in `dtype`.
+      weights: one of `quantization.KINDS` quantises every matrix as it is read; None leaves them in `dtype`.
       shardings: from the tree of `jax.ShapeDtypeStruct`s to a tree of `jax.sharding.Sharding`s; each tensor goes
         straight to its devices. None = the default device.
       progress: show a bar, where the standard error is a terminal.
@@ -58,12 +58,12 @@ def load(
     if (path / orbax.CONFIG).exists():
         places = None if shardings is None else shardings(abstract_params(orbax.read_config(path), dtype))
         config, params = orbax.load(path, dtype, shardings=places)
-        params = quantization.pack_all(params) if weights else params
+        params = quantization.pack_all(params, weights) if weights else params
     else:
         reader = _open(path, preset)
         like = abstract_params(reader.config, dtype)
-        places = None if shardings is None else shardings(quantization.pack_all(like) if weights else like)
-        pack = quantization.pack if weights else None
+        places = None if shardings is None else shardings(quantization.pack_all(like, weights) if weights else like)
+        pack = quantization.packer(weights) if weights else None
         config, params = reader.config, read_params(reader, dtype, shardings=places, pack=pack, progress=progress)
     return Checkpoint(config, params, sources.tokenizer_directory(path))
 

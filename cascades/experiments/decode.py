@@ -19,6 +19,7 @@ from cascades.generation import Engine, Finished, Query, Result, Settings, build
 from cascades.generation.engine import Shapes, slots_for
 from cascades.generation.stream import query
 from cascades.lookahead import DraftLength
+from cascades.quantization import KINDS
 from cascades.sharding import STRATEGIES, Layout, layout, mesh_of
 
 _CHAT_SLOTS = 1024  # tokens of a conversation before it is compiled for a longer one
@@ -34,6 +35,9 @@ def decode(
     dtype: str | None = None,
     weights: str | None = None,
     drafter_weights: str | None = None,
+    cache: str | None = None,
+    drafter_cache: str | None = None,
+    kernels: bool = True,
     mesh: tuple[int, int | None] | None = None,
     strategy: str = "tensor",
     drafter_strategy: str = "tensor",
@@ -72,7 +76,9 @@ def decode(
 
     Args:
       verifier, drafter: URIs. dtype: "float32" or "bfloat16"; None is bfloat16 on a TPU or GPU, float32 on a CPU.
-      weights, drafter_weights: "int8" quantises the matrices of a model; None leaves them in `dtype`.
+      weights, drafter_weights: "int8" quantises the matrices of a model, "w8a8" also what they are multiplied with;
+        None leaves them in `dtype`. cache, drafter_cache: "int8" quantises keys and values.
+      kernels: whether TPUs attend to a cache by the package's Pallas kernel; False leaves it to XLA.
       mesh: (data, model), how many ways batch and models are split over all devices; with model None, as many as are
         left. None is one device. strategy, drafter_strategy: names of `sharding.STRATEGIES`.
       raw_prompt: do not put a chat template around prompts.
@@ -111,7 +117,7 @@ def decode(
     if not isinstance(raw_prompt, bool):
         raise UserError(f"RAW_PROMPT must be True or False, not {raw_prompt!r}")
     kind = default_dtype(dtype)
-    check_weights(weights, drafter_weights)
+    check_quantization(weights, drafter_weights, cache, drafter_cache)
     layouts = layouts_of(mesh, strategy, drafter_strategy, batch_size)
     interactive = not prompt and input is None and sys.stdin.isatty() and not hosts.several()
     found = prompt_files.collect(prompt, input)
@@ -132,6 +138,9 @@ def decode(
         dtype=kind,
         weights=weights,
         drafter_weights=drafter_weights,
+        cache=cache,
+        drafter_cache=drafter_cache,
+        kernels=kernels,
         layout=layouts[0],
         drafter_layout=layouts[1],
     )
@@ -264,9 +273,12 @@ def default_dtype(name: str | None):
     return _DTYPES[name]
 
 
-def check_weights(weights: Any, drafter_weights: Any) -> None:
-    """Raises a UserError for a kind of weights that is not known."""
+def check_quantization(weights: Any, drafter_weights: Any, cache: Any, drafter_cache: Any) -> None:
+    """Raises a UserError for a kind of weights or of cache that is not known."""
     for knob, value in (("WEIGHTS", weights), ("DRAFTER_WEIGHTS", drafter_weights)):
+        if value is not None and value not in KINDS:
+            raise UserError(f"{knob} must be {' or '.join(map(repr, KINDS))} or None, not {value!r}")
+    for knob, value in (("CACHE", cache), ("DRAFTER_CACHE", drafter_cache)):
         if value not in (None, "int8"):
             raise UserError(f"{knob} must be 'int8' or None, not {value!r}")
 

@@ -16,7 +16,7 @@ from cascades import rules as deferral
 from cascades.errors import UserError
 from cascades.experiments import fingerprint, records, report, summary, terminal
 from cascades.experiments import prompts as prompt_files
-from cascades.experiments.decode import check_uris, check_weights, compilation_cache, default_dtype
+from cascades.experiments.decode import check_quantization, check_uris, compilation_cache, default_dtype
 from cascades.experiments.summary import VERIFIER, Row
 from cascades.generation import Engine, Query, Result, Settings, Shapes, build, complete, load_pair, prepare, queries
 from cascades.generation.engine import sharing
@@ -68,6 +68,9 @@ def sweep(
     dtype: str | None = None,
     weights: str | None = None,
     drafter_weights: str | None = None,
+    cache: str | None = None,
+    drafter_cache: str | None = None,
+    kernels: bool = True,
     method: str = "speculative",
     k_max: int = 8,
     lookahead: Any = verifier_guided,
@@ -134,7 +137,7 @@ def sweep(
     if score is not None and not callable(score):
         raise UserError(f"SCORE must be a function of a record and a text, as @my_scores.exact, or None, not {score!r}")
     report.need_matplotlib()
-    check_weights(weights, drafter_weights)
+    check_quantization(weights, drafter_weights, cache, drafter_cache)
     entries = _prompts(input)
     folder = _folder(output_dir)
     _, err = terminal.consoles()
@@ -147,6 +150,9 @@ def sweep(
         dtype=default_dtype(dtype),
         weights=weights,
         drafter_weights=drafter_weights,
+        cache=cache,
+        drafter_cache=drafter_cache,
+        kernels=kernels,
     )
     engines: dict[tuple, Engine] = {}
     for point in found:
@@ -163,6 +169,7 @@ def sweep(
         "drafter": [drafter, drafter_preset],
         "dtype": str(default_dtype(dtype).__name__),
         **({"weights": [weights, drafter_weights]} if weights or drafter_weights else {}),
+        **({"cache": [cache, drafter_cache]} if cache or drafter_cache else {}),
         **{f.name: fingerprint.of_code(getattr(settings, f.name)) for f in dataclasses.fields(settings)},
         "raw_prompt": raw_prompt,
         "longest": max(len(request.ids) + request.max_new_tokens for request in requests),

@@ -10,7 +10,7 @@ from cascades.checkpoints.sources import tokenizer_directory
 from cascades.errors import UserError
 from cascades.models import build, logical_axes
 from cascades.models.ngram import ngram
-from cascades.sharding import Layout, anywhere
+from cascades.sharding import Layout
 from cascades.tokenizers import Tokenizer
 from cascades.typing import Model, Params
 
@@ -43,6 +43,9 @@ def load_pair(
     dtype=jnp.float32,
     weights: str | None = None,
     drafter_weights: str | None = None,
+    cache: str | None = None,
+    drafter_cache: str | None = None,
+    kernels: bool = True,
     layout: Layout | None = None,
     drafter_layout: Layout | None = None,
 ) -> Pair:
@@ -52,7 +55,9 @@ def load_pair(
       verifier, drafter: URIs, see `checkpoints.resolve`. A drafter may also be `ngram://N`, which looks the last N
         tokens up in the text itself and needs no weights.
       verifier_preset, drafter_preset: architectures, where the files do not say.
-      dtype: of the weights, float32 or bfloat16. weights, drafter_weights: "int8" quantises the matrices.
+      dtype: of the weights, float32 or bfloat16. weights, drafter_weights: one of
+        `quantization.KINDS`, or None. cache, drafter_cache: "int8" quantises keys and values.
+      kernels: see `models.decoder`.
       layout, drafter_layout: where they live, on one mesh; every tensor goes straight to its devices.
 
     Raises:
@@ -60,17 +65,18 @@ def load_pair(
     """
     if drafter is not None and drafter.startswith("ngram") and not _NGRAM.fullmatch(drafter):
         raise UserError(f"an n-gram drafter is written ngram://N with N from 1, as in ngram://3, not {drafter!r}")
-    large = _load(verifier, verifier_preset, dtype, weights, layout)
+    large = _load(verifier, verifier_preset, dtype, weights, cache, layout, kernels)
     if drafter is None:
         return Pair(large, None)
     if match := _NGRAM.fullmatch(drafter):
         model = ngram(large.model.vocab_size, large.model.context_length, order=int(match[1]))
         return Pair(large, Language(drafter, model, {}, large.tokenizer))
-    if (drafter, drafter_preset, drafter_weights, drafter_layout) == (verifier, verifier_preset, weights, layout):
+    chosen = drafter, drafter_preset, drafter_weights, drafter_cache, drafter_layout
+    if chosen == (verifier, verifier_preset, weights, cache, layout):
         return Pair(large, large)
     tokenizer = tokenizers.load(tokenizer_directory(checkpoints.resolve(drafter)), drafter_preset)
     tokenizers.check_same_vocabulary(tokenizer, large.tokenizer)  # before the weights, which take longer
-    small = _load(drafter, drafter_preset, dtype, drafter_weights, drafter_layout)
+    small = _load(drafter, drafter_preset, dtype, drafter_weights, drafter_cache, drafter_layout, kernels)
     if small.model.start != large.model.start:
         raise UserError(
             f"{drafter} cannot draft for {verifier}: an encoder–decoder and a decoder, or two that begin their answers "
@@ -88,11 +94,19 @@ def shared_vocabulary(pair: Pair) -> int:
     return min(size, common, pair.drafter.model.vocab_size)
 
 
-def _load(uri: str, preset: str | None, dtype, weights: str | None, layout: Layout | None) -> Language:
+def _load(
+    uri: str,
+    preset: str | None,
+    dtype,
+    weights: str | None,
+    cache: str | None,
+    layout: Layout | None,
+    kernels: bool,
+) -> Language:
     places = None if layout is None else lambda like: layout.shardings(logical_axes(like), like)
     checkpoint = checkpoints.load(
         uri, dtype=dtype, preset=preset, weights=weights, shardings=places, progress=hosts.leads()
     )
     tokenizer = tokenizers.load(checkpoint.path, preset)
-    model = build(checkpoint.config, dtype, layout.constrain if layout else anywhere)
+    model = build(checkpoint.config, dtype, layout, jnp.int8 if cache else None, kernels=kernels)
     return Language(uri, model, checkpoint.params, tokenizer, layout)

@@ -9,23 +9,30 @@ from flax import nnx
 
 from cascades import cache as kv
 from cascades.errors import UserError
+from cascades.models import decode_attention, layers
 from cascades.models.config import Config, DecoderConfig, T5Config
-from cascades.models.decoder import CACHE, Decoder
+from cascades.models.decoder import Decoder
 from cascades.models.encoder_decoder import EncoderDecoder, T5Cache
-from cascades.sharding import Constrain, Logical, anywhere
+from cascades.sharding import Layout, Logical, anywhere
 from cascades.typing import Array, Float, Int, Key, Model, Output, Params
 
 
-def decoder(config: DecoderConfig, dtype=jnp.float32, constrain: Constrain = anywhere) -> Model:
+def decoder(
+    config: DecoderConfig, dtype=jnp.float32, layout: Layout | None = None, cache_dtype=None, *, kernels: bool = True
+) -> Model:
     """Returns the functions of a decoder-only model.
 
     Args:
       config: its shape.
       dtype: of weights, activations and cache, float32 or bfloat16; norms, softmax, rotations and logits are
         float32 in either case.
-      constrain: says where activations live, see `sharding.Layout.constrain`; weights live by `logical_axes`.
+      layout: where activations live; None is one device. Weights live by `logical_axes`.
+      cache_dtype: of the cache, where it is another: int8 quantises keys and values, a scale for each token and head.
+      kernels: whether TPUs attend by the kernel of `decode_attention`.
     """
     graph, _ = _split(config, jnp.dtype(dtype))
+    constrain = layout.constrain if layout else anywhere
+    kernel = decode_attention.placed(layout) if kernels else None
 
     def init(key: Key[Array, ""]) -> Params:
         module = Decoder(config, dtype=dtype, rngs=nnx.Rngs(params=key))
@@ -33,8 +40,8 @@ def decoder(config: DecoderConfig, dtype=jnp.float32, constrain: Constrain = any
 
     def init_cache(batch: int, slots: int) -> kv.KVCache:
         _check_slots(config, slots)
-        cache = kv.init(batch, slots, config.num_layers, config.num_kv_heads, config.head_dim, dtype)
-        keys, values = (tuple(constrain(buffer, CACHE) for buffer in each) for each in cache[:2])
+        cache = kv.init(batch, slots, config.num_layers, config.num_kv_heads, config.head_dim, cache_dtype or dtype)
+        keys, values = (tuple(layers.placed(buffer, constrain) for buffer in each) for each in cache[:2])
         return kv.KVCache(keys, values, cache.length)
 
     def prefill(params: Params, tokens: Int[Array, "b s"], lengths: Int[Array, " b"], cache: kv.KVCache) -> kv.KVCache:
@@ -47,18 +54,19 @@ def decoder(config: DecoderConfig, dtype=jnp.float32, constrain: Constrain = any
         params: Params, tokens: Int[Array, "b s"], cache: kv.KVCache, select: Int[Array, " b"] | None = None
     ) -> tuple[Output, kv.KVCache]:
         module = nnx.merge(graph, params)
-        x, cache = module.hidden(tokens, cache, prefill=False, constrain=constrain)
+        x, cache = module.hidden(tokens, cache, prefill=False, constrain=constrain, kernel=kernel)
         return Output(module.logits(_selected(x, select), constrain)), cache
 
     return Model(config.vocab_size, config.context_length, init, init_cache, prefill, extend)
 
 
-def encoder_decoder(config: T5Config, dtype=jnp.float32, constrain: Constrain = anywhere) -> Model:
+def encoder_decoder(config: T5Config, dtype=jnp.float32, layout: Layout | None = None, cache_dtype=None) -> Model:
     """Returns the functions of an encoder–decoder; for the arguments see `decoder`.
 
     `prefill` encodes a prompt, `extend` feeds the decoder, whose first token is `start`.
     """
     graph, _ = _split(config, jnp.dtype(dtype))
+    constrain = layout.constrain if layout else anywhere
 
     def init(key: Key[Array, ""]) -> Params:
         module = EncoderDecoder(config, dtype=dtype, rngs=nnx.Rngs(params=key))
@@ -67,8 +75,8 @@ def encoder_decoder(config: T5Config, dtype=jnp.float32, constrain: Constrain = 
     def init_cache(batch: int, slots: int) -> T5Cache:
         _check_slots(config, slots)
         count, shape = config.num_decoder_layers, (config.num_heads, config.head_dim)
-        own, cross = (kv.init(batch, slots, count, *shape, dtype) for _ in range(2))
-        buffers = (tuple(constrain(each, CACHE) for each in part) for part in (*own[:2], *cross[:2]))
+        own, cross = (kv.init(batch, slots, count, *shape, cache_dtype or dtype) for _ in range(2))
+        buffers = (tuple(layers.placed(each, constrain) for each in part) for part in (*own[:2], *cross[:2]))
         return T5Cache(*buffers, encoded=cross.length, length=own.length)
 
     def prefill(params: Params, tokens: Int[Array, "b s"], lengths: Int[Array, " b"], cache: T5Cache) -> T5Cache:
@@ -85,11 +93,13 @@ def encoder_decoder(config: T5Config, dtype=jnp.float32, constrain: Constrain = 
     return Model(config.vocab_size, config.context_length, init, init_cache, prefill, extend, config.start)
 
 
-def build(config: Config, dtype=jnp.float32, constrain: Constrain = anywhere) -> Model:
+def build(
+    config: Config, dtype=jnp.float32, layout: Layout | None = None, cache_dtype=None, *, kernels: bool = True
+) -> Model:
     """Returns the functions of a model of either kind; for the arguments see `decoder`."""
     if isinstance(config, T5Config):
-        return encoder_decoder(config, dtype, constrain)
-    return decoder(config, dtype, constrain)
+        return encoder_decoder(config, dtype, layout, cache_dtype)
+    return decoder(config, dtype, layout, cache_dtype, kernels=kernels)
 
 
 def abstract_params(config: Config, dtype=jnp.float32) -> Params:

@@ -3,14 +3,17 @@
 Layers are unrolled: on CPUs a scan over stacked weights copies each layer's weights at every step.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from cascades import cache as kv
-from cascades.models import layers
+from cascades.models import decode_attention, layers
 from cascades.models.config import DecoderConfig
 from cascades.sharding import Constrain, anywhere
 from cascades.typing import Array, Bool, Float, Int
@@ -20,7 +23,6 @@ HEADS = ("batch", None, "heads", None)
 KV_HEADS = ("batch", None, "kv_heads", None)
 MLP = ("batch", None, "mlp")
 LOGITS = ("batch", None, "vocab")
-CACHE = ("batch", "kv_heads", None, None)
 
 
 class View(NamedTuple):
@@ -30,12 +32,14 @@ class View(NamedTuple):
     mask: which slots of the buffer each new token sees; None in a prefill, which reads no buffer.
     window: size of the sliding window; None on global layers.
     constrain: says where activations live.
+    kernel: `decode_attention.placed`, for TPUs; None leaves attention to XLA.
     """
 
     rotation: tuple[Array, Array]
     mask: Bool[Array, "b s t"] | None
     window: int | None
     constrain: Constrain
+    kernel: Callable[..., Array] | None
 
 
 class Block(nnx.Module):
@@ -65,10 +69,10 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "b s d"],
         view: View,
-        keys: Float[Array, "b g t h"],
-        values: Float[Array, "b g t h"],
+        keys: kv.Buffer,
+        values: kv.Buffer,
         length: Int[Array, " b"],
-    ) -> tuple[Float[Array, "b s d"], Float[Array, "b g t h"], Float[Array, "b g t h"]]:
+    ) -> tuple[Float[Array, "b s d"], kv.Buffer, kv.Buffer]:
         """Returns the layer's output and its two buffers with the new tokens in them."""
         y = self.attn_norm(x)
         y, keys, values = self.attend(y, view, keys, values, length)
@@ -90,10 +94,24 @@ class Block(nnx.Module):
             attended = layers.attend_causally(q, k, v, view.window, config.attn_softcap)
             keys, values = kv.fill(keys, k), kv.fill(values, v)
         else:
-            keys, values = layers.append(keys, k, length), layers.append(values, v, length)
-            attended = layers.attend(q, keys, values, view.mask, config.attn_softcap)
-        keys, values = view.constrain(keys, CACHE), view.constrain(values, CACHE)
+            attended, keys, values = self.attend_cache(q, k, v, keys, values, view, length)
+        keys, values = layers.placed(keys, view.constrain), layers.placed(values, view.constrain)
         return view.constrain(self.o(view.constrain(attended, HEADS)), HIDDEN), keys, values
+
+    def attend_cache(self, q, k, v, keys: kv.Buffer, values: kv.Buffer, view: View, length):
+        """Attention to the cache and the new tokens, which it takes in; returns its two buffers too."""
+        cap, mask = self.config.attn_softcap, view.mask
+        assert mask is not None, "a pass that reads the cache has a mask"
+
+        def plain(q, k, v, keys, values, length):
+            keys, values = layers.append(keys, k, length), layers.append(values, v, length)
+            return layers.attend(q, keys, values, mask, cap), keys, values
+
+        given = q, k, v, keys, values, length
+        if view.kernel is None or not decode_attention.takes(keys):
+            return plain(*given)
+        kernel = functools.partial(view.kernel, window=view.window, cap=cap)
+        return lax.platform_dependent(*given, tpu=kernel, default=plain)
 
     def mlp(self, y: Float[Array, "b s d"], view: View) -> Float[Array, "b s d"]:
         gate = view.constrain(self.gate(y), MLP)
@@ -121,13 +139,19 @@ class Decoder(nnx.Module):
         self.config = config
 
     def hidden(
-        self, tokens: Int[Array, "b s"], cache: kv.KVCache, *, prefill: bool, constrain: Constrain = anywhere
+        self,
+        tokens: Int[Array, "b s"],
+        cache: kv.KVCache,
+        *,
+        prefill: bool,
+        constrain: Constrain = anywhere,
+        kernel: Callable[..., Array] | None = None,
     ) -> tuple[Float[Array, "b s d"], kv.KVCache]:
         """Runs every layer; returns the last one's output before the final norm, and the cache with `length + s`."""
         config = self.config
         s = tokens.shape[1]
         positions = cache.length[:, None] + jnp.arange(s, dtype=jnp.int32)[None, :]
-        views = self.views(positions, None if prefill else cache.keys[0].shape[2], constrain)
+        views = self.views(positions, None if prefill else cache.keys[0].shape[2], constrain, kernel)
         x = constrain(layers.lookup(self.embed.embedding.get_value(), tokens), HIDDEN)
         if config.embed_scale:
             x = x * jnp.asarray(config.d_model**0.5, x.dtype)
@@ -145,7 +169,9 @@ class Decoder(nnx.Module):
         logits = constrain(layers.contract(self.final_norm(x), matrix.get_value(), out_dtype=jnp.float32), LOGITS)
         return layers.softcap(logits, self.config.final_softcap)
 
-    def views(self, positions: Int[Array, "b s"], slots: int | None, constrain: Constrain) -> dict[bool, View]:
+    def views(
+        self, positions: Int[Array, "b s"], slots: int | None, constrain: Constrain, kernel: Callable[..., Array] | None
+    ) -> dict[bool, View]:
         """The rotations and masks of global (False) and sliding (True) layers, each built once a pass."""
         config = self.config
         views = {}
@@ -160,5 +186,5 @@ class Decoder(nnx.Module):
             mask = None
             if slots is not None:
                 mask = layers.visible(positions, jnp.arange(slots, dtype=jnp.int32), window)
-            views[local] = View(layers.rotation(positions, frequencies), mask, window, constrain)
+            views[local] = View(layers.rotation(positions, frequencies), mask, window, constrain, kernel)
         return views

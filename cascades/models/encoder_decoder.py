@@ -19,7 +19,7 @@ from flax import nnx
 from cascades import cache as kv
 from cascades.models import layers
 from cascades.models.config import T5Config
-from cascades.models.decoder import CACHE, HEADS, HIDDEN, KV_HEADS, LOGITS, MLP
+from cascades.models.decoder import HEADS, HIDDEN, KV_HEADS, LOGITS, MLP
 from cascades.sharding import Constrain
 from cascades.typing import Array, Bool, Float, Int
 
@@ -33,10 +33,10 @@ class T5Cache(NamedTuple):
     likewise. encoded: int32 `[b]`, tokens of the input. length: int32 `[b]`, tokens of input and output together.
     """
 
-    keys: tuple[Float[Array, "b g t h"], ...]
-    values: tuple[Float[Array, "b g t h"], ...]
-    cross_keys: tuple[Float[Array, "b g t h"], ...]
-    cross_values: tuple[Float[Array, "b g t h"], ...]
+    keys: tuple[kv.Buffer, ...]
+    values: tuple[kv.Buffer, ...]
+    cross_keys: tuple[kv.Buffer, ...]
+    cross_values: tuple[kv.Buffer, ...]
     encoded: Int[Array, " b"]
     length: Int[Array, " b"]
 
@@ -81,8 +81,8 @@ class Attention(nnx.Module):
     def __call__(
         self,
         y: Float[Array, "b s d"],
-        keys: Float[Array, "b g t h"],
-        values: Float[Array, "b g t h"],
+        keys: kv.Buffer,
+        values: kv.Buffer,
         mask: Bool[Array, "#b #s t"],
         bias: Float[Array, "#b q s t"] | None,
         constrain: Constrain,
@@ -165,7 +165,8 @@ class EncoderDecoder(nnx.Module):
         projected = [block.cross.project(x, constrain) for block in self.decoder.values()]
 
         def filled(buffers, new):
-            return tuple(constrain(kv.fill(buffer, each), CACHE) for buffer, each in zip(buffers, new, strict=True))
+            written = (kv.fill(buffer, each) for buffer, each in zip(buffers, new, strict=True))
+            return tuple(layers.placed(buffer, constrain) for buffer in written)
 
         return cache._replace(
             cross_keys=filled(cache.cross_keys, [keys for keys, _ in projected]),
@@ -189,8 +190,8 @@ class EncoderDecoder(nnx.Module):
         for i, block in enumerate(self.decoder.values()):
             y = block.attn_norm(x)
             new_keys, new_values = block.attn.project(y, constrain)
-            keys.append(constrain(layers.append(cache.keys[i], new_keys, cache.length), CACHE))
-            values.append(constrain(layers.append(cache.values[i], new_values, cache.length), CACHE))
+            keys.append(layers.placed(layers.append(cache.keys[i], new_keys, cache.length), constrain))
+            values.append(layers.placed(layers.append(cache.values[i], new_values, cache.length), constrain))
             x = x + block.attn(y, keys[i], values[i], mask, bias, constrain)
             y = block.cross_norm(x)
             x = x + block.cross(y, cache.cross_keys[i], cache.cross_values[i], cross_mask, None, constrain)

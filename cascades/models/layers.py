@@ -16,8 +16,10 @@ from jax import lax
 
 from cascades import cache as kv
 from cascades.models.config import RopeScaling
+from cascades.sharding import Constrain
 from cascades.typing import Array, Bool, Float, Int
 
+CACHE = ("batch", "kv_heads", None, None)
 # Finite, so that a row that sees nothing (padding) gives a uniform softmax and not NaN.
 MASKED = -1e30
 # Up to so many tokens are written to a narrow cache by selects on CPUs: the passes of a decoding loop.
@@ -153,8 +155,8 @@ def visible(queries: Int[Array, "b s"], keys: Int[Array, " t"], window: int | No
 
 def attend(
     q: Float[Array, "b s q h"],
-    keys: Float[Array, "b g t h"],
-    values: Float[Array, "b g t h"],
+    keys: kv.Buffer,
+    values: kv.Buffer,
     mask: Bool[Array, "#b #s t"],
     cap: float | None = None,
     bias: Float[Array, "#b q s t"] | None = None,
@@ -167,18 +169,35 @@ def attend(
     b, s, n, h = q.shape
     g, t = keys.shape[1], keys.shape[2]
     q = q.reshape(b, s, g, n // g, h).transpose(0, 2, 3, 1, 4).reshape(b, g, n // g * s, h)
+    # int8 is exact in bfloat16, so the scales can wait until behind the first product, and go before the second.
+    keys, key_scale = _parts(keys, q.dtype)
+    values, value_scale = _parts(values, q.dtype)
     scores = lax.dot_general(
         q.astype(keys.dtype), keys, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
     )
+    scores = scores if key_scale is None else scores * key_scale
     scores = softcap(scores, cap).reshape(b, g, n // g, s, t)
     if bias is not None:
         scores = scores + bias.reshape(bias.shape[0], g, n // g, s, t)
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
-    weights = weights.astype(values.dtype).reshape(b, g, n // g * s, t)
+    weights = weights.reshape(b, g, n // g * s, t)
+    weights = (weights if value_scale is None else weights * value_scale).astype(values.dtype)
     out = lax.dot_general(weights, values, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32).astype(
         values.dtype
     )
     return out.reshape(b, g, n // g, s, h).transpose(0, 3, 1, 2, 4).reshape(b, s, n, h)
+
+
+def _parts(buffer: kv.Buffer, dtype) -> tuple[Array, Array | None]:
+    """A buffer as the operand of a product, and what is left of it: a scale for every column, `[b, g, 1, t]`."""
+    if isinstance(buffer, kv.Int8Buffer):
+        return buffer.values.astype(dtype), buffer.scale[:, :, None]
+    return buffer, None
+
+
+def placed(buffer: kv.Buffer, constrain: Constrain) -> kv.Buffer:
+    """Tells the compiler where a cache's buffer lives."""
+    return jax.tree.map(lambda part: constrain(part, CACHE[: part.ndim]), buffer)
 
 
 def attend_causally(
@@ -201,27 +220,30 @@ def attend_causally(
     return jnp.concatenate(blocks, axis=1)
 
 
-def append(
-    buffer: Float[Array, "b g t h"], new: Float[Array, "b g s h"], length: Int[Array, " b"]
-) -> Float[Array, "b g t h"]:
+def append(buffer: kv.Buffer, new: Float[Array, "b g s h"], length: Int[Array, " b"]) -> kv.Buffer:
     """`cache.append`, written so that XLA on CPUs makes no copy of the buffer.
 
     A scatter of one token becomes an update that is repeated inside the products that read the buffer, each time on
     a copy of all of it. So a single token is written twice: the second one lands behind the row's new length, or is
     dropped. A scatter into bfloat16 goes through float32 copies of every buffer; one pass of selects does not.
     """
+    if isinstance(buffer, kv.Int8Buffer):
+        return jax.tree.map(lambda old, part: _append(old, part, length), buffer, kv.quantized(new))
+    return _append(buffer, new, length)
+
+
+def _append(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
     if buffer.dtype != jnp.float32 and new.shape[2] <= _SELECTED_TOKENS:
-        return lax.platform_dependent(buffer, new, length, cpu=_append_by_selects, default=kv.append)
+        return lax.platform_dependent(buffer, new, length, cpu=_append_by_selects, default=kv.write)
     if buffer.shape[0] * new.shape[2] == 1:
         new = jnp.concatenate([new, new], axis=2)
-    return kv.append(buffer, new, length)
+    return kv.write(buffer, new, length)
 
 
-def _append_by_selects(
-    buffer: Float[Array, "b g t h"], new: Float[Array, "b g s h"], length: Int[Array, " b"]
-) -> Float[Array, "b g t h"]:
+def _append_by_selects(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
     behind = jnp.arange(buffer.shape[2], dtype=jnp.int32)[None, :] - length[:, None]
+    behind = jnp.expand_dims(behind, (1, *range(3, buffer.ndim)))
     new = new.astype(buffer.dtype)
     for token in range(new.shape[2]):
-        buffer = jnp.where((behind == token)[:, None, :, None], new[:, :, token : token + 1], buffer)
+        buffer = jnp.where(behind == token, new[:, :, token : token + 1], buffer)
     return buffer

@@ -54,9 +54,12 @@ class Program(NamedTuple):
     computations: Computations
 
 
-def collectives(program: Program) -> dict[str, tuple[int, int]]:
-    """Returns count and bytes of results of each kind of collective: each loop's body once, the larger branch."""
-    counts, sizes = _sent(program.entry, program.computations)
+def collectives(program: Program, within: str = "") -> dict[str, tuple[int, int]]:
+    """Returns count and bytes of results of each kind of collective: each loop's body once, the larger branch.
+
+    within: see `traffic`.
+    """
+    counts, sizes = _sent(program.entry, program.computations, _scope(within))
     return {kind: (counts[kind], sizes[kind]) for kind in sorted(counts)}
 
 
@@ -65,7 +68,11 @@ def traffic(program: Program, within: str = "") -> int:
 
     within: count only what was traced under a `jax.named_scope` of this name.
     """
-    return _moved(program.entry, program.computations, f"/{within}/" if within else "")
+    return _moved(program.entry, program.computations, _scope(within))
+
+
+def _scope(within: str) -> str:
+    return f"/{within}/" if within else ""
 
 
 def parse(text: str) -> Program:
@@ -85,18 +92,18 @@ def parse(text: str) -> Program:
     return Program(entry, computations)
 
 
-def _sent(name: str, computations: Computations) -> tuple[Counter[str], Counter[str]]:
+def _sent(name: str, computations: Computations, scope: str) -> tuple[Counter[str], Counter[str]]:
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for line in computations[name].values():
         kind = line.kind.removesuffix("-start")
-        found = [_sent(each, computations) for each in _inner(line)]
+        found = [_sent(each, computations, scope) for each in _inner(line)]
         if line.kind == "conditional":
             found = [max(found, key=lambda each: each[0].total())] if found else []
         for count, size in found:
             counts += count
             sizes += size
-        if kind in _COLLECTIVES:
+        if kind in _COLLECTIVES and scope in line.rest:
             counts[kind] += 1
             sizes[kind] += line.shapes[-1].size if line.kind != kind else sum(shape.size for shape in line.shapes)
     return counts, sizes
@@ -136,10 +143,17 @@ def _moved(name: str, computations: Computations, scope: str) -> int:
         elif line.kind in _PARTS:
             total += line.shapes[0].size * (line.shapes[0].far + operands[0][0].far)
         else:
-            results = line.shapes[-1:] if line.kind.endswith("-start") else line.shapes
+            results = line.shapes[-1:] if line.kind.endswith("-start") else _new(line)
             total += sum(shape.size for shape in results if shape.far)
             total += sum(shape.size for shapes in operands for shape in shapes if shape.far)
     return total
+
+
+def _new(line: Instruction) -> list[Shape]:
+    """The results of an instruction but for those that it updates in place: a kernel writes a few tiles of them."""
+    found = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", line.rest)
+    aliased = {int(number) for number in re.findall(r"\{(\d+)\}: \(", found[1])} if found else set()
+    return [shape for number, shape in enumerate(line.shapes) if number not in aliased]
 
 
 def _fusion(line: Instruction, operands: list[list[Shape]], inside: dict[str, Instruction]) -> int:

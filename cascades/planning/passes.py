@@ -29,9 +29,9 @@ class Cost(NamedTuple):
     """One step on one chip, in bytes but for `flops`.
 
     weights, cache: what it holds, and must read once: their sum is the least that a pass can move. temporaries: beside
-    them. aliased: buffers that are updated in place. moved: read from and written to HBM, see `hlo.traffic`. chosen:
-    the part of it that rules and sampling move. counted: the compiler's own count. collectives: count and bytes by
-    kind.
+    them. aliased: buffers that are updated in place. moved: read from and written to HBM, see `hlo.traffic`.
+    counted: the compiler's own count. collectives: count and bytes by kind. chosen, chosen_collectives: what of
+    these rules and sampling take.
     """
 
     weights: int
@@ -43,6 +43,7 @@ class Cost(NamedTuple):
     counted: float
     flops: float
     collectives: dict[str, tuple[int, int]]
+    chosen_collectives: dict[str, tuple[int, int]]
 
     @property
     def least(self) -> int:
@@ -64,11 +65,17 @@ class Sizes(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One model of a pair, in bfloat16. place: where it lives. weights: "int8", or None."""
+    """One model of a pair, in bfloat16.
+
+    place: where it lives. weights: of `quantization.KINDS`, or None. cache: "int8", or None. kernels: see
+    `models.decoder`.
+    """
 
     config: DecoderConfig
     place: Layout
     weights: str | None = None
+    cache: str | None = None
+    kernels: bool = True
 
 
 def held(side: Side, sizes: Sizes) -> tuple[int, int]:
@@ -184,9 +191,9 @@ def whole_cost(
 def _arrays(side: Side, sizes: Sizes) -> tuple[Model, Any, Any]:
     """A model, and the shapes of its weights and cache in their places."""
     config, place, dtype = side.config, side.place, jnp.bfloat16
-    model = decoder(config, dtype, place.constrain)
+    model = decoder(config, dtype, place, jnp.int8 if side.cache else None, kernels=side.kernels)
     params = abstract_params(config, dtype)
-    params = quantization.pack_all(params) if side.weights else params
+    params = quantization.pack_all(params, side.weights) if side.weights else params
     params = jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
         params,
@@ -194,7 +201,7 @@ def _arrays(side: Side, sizes: Sizes) -> tuple[Model, Any, Any]:
     )
 
     def rows(leaf):
-        axes = ("batch", "kv_heads", None, None) if leaf.ndim == 4 else ("batch", *(None,) * (leaf.ndim - 1))
+        axes = ("batch", "kv_heads", None, None)[: leaf.ndim]  # of a cache in int8 the scales have an axis less
         return _array(place, leaf.shape, leaf.dtype, axes)
 
     return model, params, jax.tree.map(rows, jax.eval_shape(lambda: model.init_cache(sizes.batch, sizes.slots)))
@@ -215,6 +222,7 @@ def _cost(run: Callable, donated: tuple[int, ...], arguments: tuple, params: Any
         counted=figures["bytes accessed"],
         flops=figures["flops"],
         collectives=hlo.collectives(program),
+        chosen_collectives=hlo.collectives(program, within=_CHOICE),
     )
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from cascades import rules
 from cascades.errors import UserError
 from cascades.experiments import records
-from cascades.experiments.decode import check_weights
+from cascades.experiments.decode import check_quantization
 from cascades.models import decoder_preset
 from cascades.planning.chips import Chip, layout_on, slices
 from cascades.planning.fit import Fit, Pair, as_json, fit, smallest_slice
@@ -49,6 +49,9 @@ def plan(
     drafter_strategy: str = "tensor",
     weights: str | None | Sequence[str | None] = None,
     drafter_weights: str | None = None,
+    cache: str | None = None,
+    drafter_cache: str | None = None,
+    kernels: bool = True,
     acceptance: float = 0.8,
     whole: bool = False,
     widest: bool = False,
@@ -61,7 +64,8 @@ def plan(
       rule: what judges the drafts. batch_size, context: rows of the whole slice, and slots of each. k_max: longest
         draft.
       data: ways that the batch is split; the rest of the chips split the model. strategy, drafter_strategy: names of
-        `sharding.STRATEGIES`. weights, drafter_weights: "int8", or None.
+        `sharding.STRATEGIES`. weights, drafter_weights, cache, drafter_cache, kernels: see `models.decoder` and
+        `quantization.KINDS`.
       acceptance: per draft, at which the speed-up over the verifier alone is told.
       whole: compile the whole loop too, which takes minutes for large models.
       widest: compile the verifier's pass over k_max + 1 tokens and nothing else, as a table of many cells needs.
@@ -74,12 +78,12 @@ def plan(
     Raises:
       UserError: an unknown preset, slice or strategy, or figures that cannot be.
     """
-    _check(data, strategy, drafter_strategy, acceptance, {"WHOLE": whole, "WIDEST": widest})
+    _check(data, strategy, drafter_strategy, acceptance, {"WHOLE": whole, "WIDEST": widest, "KERNELS": kernels})
     axes = (_listed(each) for each in (verifier, weights, batch_size, context))
     cells = [Cell(*each) for each in itertools.product(*axes, slices(topology))]
     sizes = {cell: _sizes(cell, drafter, k_max) for cell in cells}
     for cell in cells:
-        check_weights(cell.weights, drafter_weights)
+        check_quantization(cell.weights, drafter_weights, cache, drafter_cache)
     if output is not None:
         records.check_writable(output)
     for name in slices(topology):
@@ -95,12 +99,13 @@ def plan(
             def on(name: str, cell=cell) -> tuple[Chip, Pair]:
                 chip, large = layout_on(name, data, strategy)
                 small = Layout(large.mesh, STRATEGIES[drafter_strategy])
-                verifying = Side(decoder_preset(cell.verifier), large, cell.weights)
-                return chip, (verifying, Side(decoder_preset(drafter), small, drafter_weights))
+                verifying = Side(decoder_preset(cell.verifier), large, cell.weights, cache, kernels)
+                return chip, (verifying, Side(decoder_preset(drafter), small, drafter_weights, drafter_cache, kernels))
 
             about = {"verifier": cell.verifier, "drafter": drafter, "rule": rule.__name__, "data": data}
             about |= {"strategy": strategy, "drafter_strategy": drafter_strategy, "acceptance": acceptance}
             about |= {"weights": cell.weights, "drafter_weights": drafter_weights, "whole": whole, "widest": widest}
+            about |= {"cache": cache, "drafter_cache": drafter_cache, "kernels": kernels}
             about |= sizes[cell]._asdict() | {"topology": cell.topology}
             if (record := known.get(_identity(about))) is None:
                 with err.status(f"compiling {number} of {len(cells)}: {cell}"):
@@ -131,21 +136,18 @@ def plan(
 def table(one: Fit) -> Table:
     """Returns a row a step."""
     drawn = _table(f"a chip of {one.topology}: GB held, bytes moved over the least, rules' share")
-    names = ("step", "weights", "cache", "temp", "moved", "rules", "GFLOP", "all-reduce", "other", "ms")
+    names = ("step", "weights", "cache", "temp", "moved", "rules", "GFLOP", "all-reduce", "rules'", "other", "ms")
     for name in names:
         drawn.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
     assert one.draft is not None
     for name, cost in [("draft", one.draft), *((f"verify {width}", cost) for width, cost in one.verify.items())]:
-        reduced, _ = cost.collectives.get("all-reduce", (0, 0))
-        other = sum(count for kind, (count, _) in cost.collectives.items() if kind != "all-reduce")
         drawn.add_row(
             name,
             *(f"{size / 1e9:.2f}" for size in (cost.weights, cost.cache, cost.temporaries)),
             f"{cost.moved / cost.least:.2f}x",
             f"{cost.chosen / cost.moved:.1%}",
             f"{cost.flops / 1e9:.1f}",
-            str(reduced),
-            str(other),
+            *map(str, _collectives(cost.collectives, cost.chosen_collectives)),
             f"{1e3 * cost.seconds(one.chip):.2f}",
         )
     return drawn
@@ -170,24 +172,31 @@ def grid(found: Sequence[dict[str, Any]], width: int) -> Table:
     """Returns a row a cell: what the verifier's widest pass takes."""
     drawn = _table(f"a verifier pass over {width} tokens: GB and bytes of one chip")
     several = _varying(found)
-    names = ("slice", "chips", "fits", "GB a chip", "of", "moved", "temp GB", "reduces a layer", "other", "rules")
+    memory = ("slice", "chips", "fits", "GB a chip", "of")
+    names = (*memory, "moved", "temp GB", "reduces a layer", "rules' reduces", "other", "rules' bytes")
     for name in (*several, *names):
         drawn.add_column(name, justify="left" if name in ("verifier", "slice") else "right", no_wrap=True)
     for one in found:
-        cells = ["–"] * 5
+        cells = ["–"] * 6
         if one["verify"]:
             cost = one["verify"][str(width)]
-            reduced, _ = cost["collectives"].get("all-reduce", (0, 0))
-            other = sum(count for kind, (count, _) in cost["collectives"].items() if kind != "all-reduce")
+            reduced, chosen, other = _collectives(cost["collectives"], cost["chosen_collectives"])
             cells = [
                 f"{cost['moved'] / cost['least']:.2f}x",
                 f"{cost['temporaries'] / 1e9:.2f}",
                 f"{reduced / one['layers']:.2f}",
+                str(chosen),
                 str(other),
                 f"{cost['chosen'] / cost['moved']:.1%}",
             ]
         drawn.add_row(*_place(one, several), str(one["chips"]), *_memory(one), *cells)
     return drawn
+
+
+def _collectives(all_of: dict[str, Any], chosen: dict[str, Any]) -> tuple[int, int, int]:
+    """Counts of all-reduces of a model, of those of rules and sampling, and of other collectives."""
+    reduced, small = (each.get("all-reduce", (0, 0))[0] for each in (all_of, chosen))
+    return reduced - small, small, sum(count for kind, (count, _) in all_of.items() if kind != "all-reduce")
 
 
 _AXES = {"verifier": "verifier", "weights": "weights", "batch": "batch", "context": "slots"}
@@ -239,8 +248,9 @@ def _listed(value: Any) -> list[Any]:
 
 def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
     """What tells a cell's line in `output` from the others."""
-    keys = ("verifier", "drafter", "rule", "data", "strategy", "drafter_strategy", "acceptance", "weights", "topology")
-    return tuple(record.get(key) for key in (*keys, "drafter_weights", "whole", "widest", *Sizes._fields))
+    keys = ("verifier", "drafter", "rule", "data", "strategy", "drafter_strategy", "acceptance", "topology")
+    kinds = ("weights", "drafter_weights", "cache", "drafter_cache", "kernels", "whole", "widest")
+    return tuple(record.get(key) for key in (*keys, *kinds, *Sizes._fields))
 
 
 def _sizes(cell: Cell, drafter: str, k_max: Any) -> Sizes:
