@@ -38,6 +38,10 @@ class Int8:
     dtype: Any = struct.field(pytree_node=False)
     activations: bool = struct.field(pytree_node=False, default=False)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
     def contract(self, x: Array, axes: int = 1, out_dtype=None) -> Array:
         """Contracts the last `axes` axes of `x` with the last `axes` of the matrix; int8 is exact in bfloat16."""
         outer, out = x.shape[: x.ndim - axes], self.values.shape[: self.values.ndim - axes]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from cascades import quantization
 from cascades.checkpoints import gemma, gguf, orbax, safetensors, sources, t5x
-from cascades.checkpoints.reader import Reader, read_params
+from cascades.checkpoints.reader import Reader, flatten, read_params
 from cascades.checkpoints.sources import AnyPath
 from cascades.errors import UserError
 from cascades.models import Config, abstract_params
@@ -37,6 +37,7 @@ def load(
     weights: str | None = None,
     shardings: Callable[[Params], Params] | None = None,
     progress: bool = True,
+    verifier: Params | None = None,
 ) -> Checkpoint:
     """Loads a model, one tensor at a time: the host never holds much more than the result.
 
@@ -49,6 +50,7 @@ def load(
       shardings: from the tree of `jax.ShapeDtypeStruct`s to a tree of `jax.sharding.Sharding`s; each tensor goes
         straight to its devices. None = the default device.
       progress: show a bar, where the standard error is a terminal.
+      verifier: its parameters, of which a drafter may be a part.
 
     Raises:
       UserError: not found, not a model, cut off, of an architecture that is not known, or with tensors missing, left
@@ -59,6 +61,7 @@ def load(
         places = None if shardings is None else shardings(abstract_params(orbax.read_config(path), dtype))
         config, params = orbax.load(path, dtype, shardings=places)
         params = quantization.pack_all(params, weights) if weights else params
+        params |= _shared(path, config, verifier)
     else:
         reader = _open(path, preset)
         like = abstract_params(reader.config, dtype)
@@ -66,6 +69,30 @@ def load(
         pack = quantization.packer(weights) if weights else None
         config, params = reader.config, read_params(reader, dtype, shardings=places, pack=pack, progress=progress)
     return Checkpoint(config, params, sources.tokenizer_directory(path))
+
+
+def _shared(path: AnyPath, config: Config, verifier: Params | None) -> Params:
+    """The part of a drafter that is its verifier's."""
+    names = orbax.shared(path)
+    if not names:
+        return {}
+    found = {name: (verifier or {}).get(name) for name in names}
+    if any(each is None for each in found.values()):
+        raise UserError(
+            f"{path} is a drafter without the {' and '.join(names)} of its verifier: give it as DRAFTER, beside the "
+            "VERIFIER that it was made for"
+        )
+    expected, got = (_widths({name: tree[name] for name in names}) for tree in (abstract_params(config), found))
+    if expected != got:
+        raise UserError(
+            f"{path} was made for another verifier: its {' and '.join(names)} should be {expected}, not {got}"
+        )
+    return found
+
+
+def _widths(tree: Params) -> list[tuple[int, ...]]:
+    """Shapes of matrices, quantised or not."""
+    return [leaf.shape for path, leaf in flatten(tree).items() if path[-1] in ("kernel", "embedding")]
 
 
 def read_config(path: str | os.PathLike, preset: str | None = None) -> Config:

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ def save(
     params: Params,
     *,
     tokenizer_source: str | os.PathLike | None = None,
+    shared: Collection[str] = (),
 ) -> None:
     """Writes a checkpoint that `load` and `tokenizers.load` read.
 
@@ -38,6 +40,7 @@ def save(
       config: the architecture.
       params: fit it; saved in their own dtypes.
       tokenizer_source: the GGUF file or the directory whose tokenizer goes along.
+      shared: names at the top of `params` that are left out: `load` takes them from the verifier of such a drafter.
 
     Raises:
       UserError: the directory is taken, or the parameters do not fit the config.
@@ -49,11 +52,12 @@ def save(
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(scratch / PARAMS, params)
+            checkpointer.save(scratch / PARAMS, {name: leaf for name, leaf in params.items() if name not in shared})
         if jax.process_index() == 0:
             if tokenizer_source is not None:
                 copy_tokenizer(pathlib.Path(tokenizer_source), scratch)
             content = {"format": FORMAT, "config": configs.to_json(config), "files": _files(scratch)}
+            content |= {"shared": sorted(shared)} if shared else {}
             (scratch / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         if not in_place:
             if target.exists():
@@ -69,8 +73,15 @@ def read_config(directory: AnyPath) -> Config:
     return configs.from_json(_description(directory)["config"], str(directory / CONFIG))
 
 
+def shared(directory: AnyPath) -> tuple[str, ...]:
+    """Names at the top of the parameters that a drafter has from its verifier."""
+    return tuple(_description(directory).get("shared", ()))
+
+
 def load(directory: AnyPath, dtype, *, shardings: Params | None = None) -> tuple[Config, Params]:
     """Restores a checkpoint straight into `dtype` (norm scales: float32) and, where given, onto a tree of shardings.
+
+    What it shares with its verifier is not in it.
 
     Raises:
       UserError: cut off, or tensors that do not fit its config.
@@ -78,7 +89,8 @@ def load(directory: AnyPath, dtype, *, shardings: Params | None = None) -> tuple
     config = read_config(directory)
     _check_files(directory)
     where = directory / PARAMS
-    abstract = flatten(abstract_params(config, dtype))
+    left_out = shared(directory)
+    abstract = {path: leaf for path, leaf in flatten(abstract_params(config, dtype)).items() if path[0] not in left_out}
     places = {} if shardings is None else flatten(shardings)
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = {

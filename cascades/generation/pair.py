@@ -76,7 +76,8 @@ def load_pair(
         return Pair(large, large)
     tokenizer = tokenizers.load(tokenizer_directory(checkpoints.resolve(drafter)), drafter_preset)
     tokenizers.check_same_vocabulary(tokenizer, large.tokenizer)  # before the weights, which take longer
-    small = _load(drafter, drafter_preset, dtype, drafter_weights, drafter_cache, drafter_layout, kernels)
+    knobs = drafter_preset, dtype, drafter_weights, drafter_cache, drafter_layout, kernels
+    small = _load(drafter, *knobs, verifier=large.params)
     if small.model.start != large.model.start:
         raise UserError(
             f"{drafter} cannot draft for {verifier}: an encoder–decoder and a decoder, or two that begin their answers "
@@ -102,10 +103,17 @@ def _load(
     cache: str | None,
     layout: Layout | None,
     kernels: bool,
+    verifier: Params | None = None,
 ) -> Language:
     places = None if layout is None else lambda like: layout.shardings(logical_axes(like), like)
     checkpoint = checkpoints.load(
-        uri, dtype=dtype, preset=preset, weights=weights, shardings=places, progress=hosts.leads()
+        uri,
+        dtype=dtype,
+        preset=preset,
+        weights=weights,
+        shardings=places,
+        progress=hosts.leads(),
+        verifier=verifier,
     )
     tokenizer = tokenizers.load(checkpoint.path, preset)
     model = build(checkpoint.config, dtype, layout, jnp.int8 if cache else None, kernels=kernels)

@@ -54,6 +54,8 @@ class DecoderConfig:
     attn_softcap, final_softcap: cap * tanh(x / cap) on attention scores and on logits (Gemma 2).
     query_scale: multiplies the queries; None = head_dim ** -0.5.
     tied_head: the embedding is also the output matrix.
+    head_tokens: of a drafter whose head scores but so many tokens, named by its parameter `head_ids`; it never says any
+      other. None is all of them.
     """
 
     vocab_size: int
@@ -79,6 +81,7 @@ class DecoderConfig:
     final_softcap: float | None = None
     query_scale: float | None = None
     tied_head: bool = True
+    head_tokens: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "local_layers", tuple(bool(local) for local in self.local_layers))
@@ -96,6 +99,12 @@ class DecoderConfig:
             raise UserError(
                 f"local_layers names {len(self.local_layers)} layers, but num_layers is {self.num_layers}: "
                 "give one value a layer, or none."
+            )
+        if self.head_tokens is not None and not 1 <= self.head_tokens <= self.vocab_size:
+            raise UserError(f"head_tokens must be from 1 to {self.vocab_size}, or None, not {self.head_tokens}.")
+        if self.head_tokens is not None and self.tied_head:
+            raise UserError(
+                "a head of some tokens alone (head_tokens) cannot be the embedding too: set tied_head=False."
             )
         if any(self.local_layers) and (self.window is None or self.window < 1):
             raise UserError(f"sliding layers need a window of at least 1 token, not {self.window}.")

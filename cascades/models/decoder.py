@@ -135,7 +135,11 @@ class Decoder(nnx.Module):
         self.layers = nnx.Dict({str(i): Block(config, dtype=dtype, rngs=rngs) for i in range(config.num_layers)})
         self.final_norm = layers.RMSNorm(config.d_model, eps=config.norm_eps, rngs=rngs)
         if not config.tied_head:
-            self.head = layers.Linear((config.vocab_size,), (config.d_model,), dtype=dtype, rngs=rngs)
+            scored = config.head_tokens or config.vocab_size
+            self.head = layers.Linear((scored,), (config.d_model,), dtype=dtype, rngs=rngs)
+        if config.head_tokens:
+            ids = (config.head_tokens,)
+            self.head_ids = nnx.Param(jax.ShapeDtypeStruct(ids, jnp.int32) if rngs is None else jnp.arange(*ids))
         self.config = config
 
     def hidden(
@@ -167,7 +171,12 @@ class Decoder(nnx.Module):
         """Scores of the next token, float32."""
         matrix = self.embed.embedding if self.config.tied_head else self.head.kernel
         logits = constrain(layers.contract(self.final_norm(x), matrix.get_value(), out_dtype=jnp.float32), LOGITS)
-        return layers.softcap(logits, self.config.final_softcap)
+        logits = layers.softcap(logits, self.config.final_softcap)
+        if self.config.head_tokens:
+            nowhere = jnp.full((*logits.shape[:2], self.config.vocab_size), layers.MASKED, jnp.float32)
+            places = self.head_ids.get_value()
+            logits = nowhere.at[:, :, places].set(logits, unique_indices=True, indices_are_sorted=True)
+        return logits
 
     def views(
         self, positions: Int[Array, "b s"], slots: int | None, constrain: Constrain, kernel: Callable[..., Array] | None

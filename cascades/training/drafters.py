@@ -1,0 +1,109 @@
+"""What a drafter begins as: each factory returns a function of its verifier.
+
+A drafter is an ordinary model: `launch/decode.py` takes it like any other, and no loop knows where it came from.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cascades import checkpoints, tokenizers
+from cascades.checkpoints import Checkpoint
+from cascades.checkpoints.sources import tokenizer_directory
+from cascades.errors import UserError
+from cascades.models import Config, DecoderConfig, build, preset
+from cascades.typing import Array, Key, Params
+
+__all__ = ["own", "shallow"]
+
+
+class Drafter(NamedTuple):
+    """A drafter before it is trained.
+
+    params: float32, but for what is frozen. frozen: names at the top of `params` that stay as they are. shared: of
+    them, those that are the verifier's own.
+    """
+
+    config: Config
+    params: Params
+    frozen: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
+
+
+Kind = Callable[[Checkpoint, np.ndarray, Key[Array, ""]], Drafter]
+"""(verifier, how often each token occurs in the answers, int `[v]`, key) -> its drafter."""
+
+
+def shallow(layers: Sequence[int] = (0, -1), vocabulary: int | None = None) -> Kind:
+    """A few layers of the verifier between its own embedding and head, which stay as they are.
+
+    Args:
+      layers: their numbers, from the front or, where negative, from the end.
+      vocabulary: score so many tokens alone, those that the answers hold most often, with a copy of their part of the
+        head, which is trained; a small model is little else than its head. No other token is ever drafted.
+    """
+
+    def begin(verifier: Checkpoint, counts: np.ndarray, key: Key[Array, ""]) -> Drafter:
+        del key
+        config = verifier.config
+        if not isinstance(config, DecoderConfig):
+            raise UserError("a shallow drafter is made of a decoder's layers, and the verifier is an encoder–decoder")
+        count = config.num_layers
+        wrong = [each for each in layers if type(each) is not int or not -count <= each < count]
+        if wrong or not layers:
+            raise UserError(
+                f"shallow.layers must name some of the verifier's layers, from 0 to {count - 1} or from the end as -1, "
+                f"not {tuple(layers)}"
+            )
+        chosen = [each % count for each in layers]
+        local = tuple(config.is_local(each) for each in chosen) if config.local_layers else ()
+        blocks = {str(at): verifier.params["layers"][str(each)] for at, each in enumerate(chosen)}
+        trained = {"layers": blocks, "final_norm": verifier.params["final_norm"]}
+        shared = {name: verifier.params[name] for name in ("embed", "head") if name in verifier.params}
+        small = dataclasses.replace(config, num_layers=len(chosen), local_layers=local)
+        if vocabulary is None:
+            return Drafter(small, shared | _wide(trained), frozenset(shared), frozenset(shared))
+        if type(vocabulary) is not int or not 1 <= vocabulary <= config.vocab_size:
+            raise UserError(f"shallow.vocabulary must be from 1 to {config.vocab_size}, or None, not {vocabulary!r}")
+        ids = np.sort(np.argsort(-counts, kind="stable")[:vocabulary]).astype(np.int32)
+        matrix = shared["embed"]["embedding"] if config.tied_head else shared["head"]["kernel"]
+        trained["head"] = {"kernel": matrix[ids]}
+        fixed = {"embed": shared["embed"], "head_ids": jnp.asarray(ids)}
+        small = dataclasses.replace(small, tied_head=False, head_tokens=vocabulary)
+        return Drafter(small, fixed | _wide(trained), frozenset(fixed), frozenset({"embed"}))
+
+    return begin
+
+
+def own(uri: str | None = None, architecture: str | None = None) -> Kind:
+    """A model of its own, all of it trained.
+
+    Args:
+      uri: a checkpoint to go on from. architecture: in its place, a name of `models.PRESETS` with random weights.
+    """
+
+    def begin(verifier: Checkpoint, counts: np.ndarray, key: Key[Array, ""]) -> Drafter:
+        del counts
+        if (uri is None) == (architecture is None):
+            raise UserError("own needs a uri to go on from or an architecture to begin anew, and one of the two")
+        if uri is not None:
+            tokenizer = tokenizers.load(tokenizer_directory(checkpoints.resolve(uri)))
+            tokenizers.check_same_vocabulary(tokenizer, tokenizers.load(verifier.path))
+            config, params, _ = checkpoints.load(uri, dtype=jnp.float32)
+        else:
+            config = preset(architecture or "")
+            config = dataclasses.replace(config, vocab_size=verifier.config.vocab_size)
+            params = build(config).init(key)
+        fixed = {name: params.pop(name) for name in ("head_ids",) if name in params}
+        return Drafter(config, fixed | _wide(params), frozenset(fixed))
+
+    return begin
+
+
+def _wide(params: Params) -> Params:
+    """In float32 and in place of their own: what is trained is updated in place."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)

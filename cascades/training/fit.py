@@ -1,0 +1,152 @@
+"""The loop over steps: checkpoints that a killed run goes on from, and figures as they come."""
+
+import contextlib
+import math
+import pathlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from cascades.checkpoints.sources import first_line
+from cascades.errors import UserError
+from cascades.training.step import State
+
+
+class Schedule(NamedTuple):
+    """Steps in all, between two checkpoints, and between two evaluations."""
+
+    steps: int
+    save_every: int
+    evaluate_every: int
+
+
+class Progress(NamedTuple):
+    """What a step, or an evaluation behind it, tells. figures: by name."""
+
+    step: int
+    figures: dict[str, float]
+    evaluation: bool
+
+
+class Checkpoints:
+    """The two newest states of a run, in a folder."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(folder, options=options)
+
+    @property
+    def newest(self) -> int | None:
+        """The step of the newest whole checkpoint."""
+        return self._manager.latest_step()
+
+    def restore(self, like: State) -> State:
+        """Returns the newest state, or `like` where there is none; `like` gives shapes, dtypes and places.
+
+        Raises:
+          UserError: it is of another drafter, or damaged.
+        """
+        if self.newest is None:
+            return like
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            restored: Any = self._manager.restore(self.newest, args=ocp.args.StandardRestore(shapes))
+            return restored
+        except (ValueError, OSError, KeyError) as error:
+            raise UserError(
+                f"{self._folder}/{self.newest} does not hold a state of this run ({first_line(error)}): give another "
+                "folder, or remove it"
+            ) from None
+
+    def save(self, state: State) -> None:
+        """Writes a state; what was there before stays until it is whole.
+
+        Raises:
+          UserError: the disk is full, or whatever else the operating system says.
+        """
+        step = int(state.step)
+        if step == self.newest:
+            return
+        try:
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+        except (OSError, ValueError) as error:
+            kept = "no checkpoint was written before" if self.newest is None else f"that of step {self.newest} is kept"
+            raise UserError(
+                f"the checkpoint of step {step} could not be written to {self._folder} ({first_line(error)}); {kept}"
+            ) from None
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def fit(
+    state: State,
+    checkpoints: Checkpoints,
+    schedule: Schedule,
+    step: Callable[[State, int], tuple[State, dict[str, Any]]],
+    evaluate: Callable[[State], dict[str, float]],
+) -> Iterator[Progress]:
+    """Runs the steps that are left, yielding the figures of each; the last state is in `checkpoints`.
+
+    An interrupt writes a checkpoint on its way out. A step decides by its number alone what it trains on, so that a run
+    that goes on repeats what it had done behind its checkpoint.
+
+    Args:
+      state: where to begin, unless `checkpoints` know better.
+      step: `(state, number) -> (state, figures)`; the state is consumed. evaluate: the figures of a state.
+
+    Raises:
+      UserError: a loss that is no number, before it reaches a checkpoint; a checkpoint that cannot be written.
+    """
+    state = checkpoints.restore(state)
+    with _interrupts() as asked:
+        for number in range(int(state.step), schedule.steps):
+            state, found = step(state, number)
+            figures = {name: float(value) for name, value in jax.device_get(found).items()}
+            _check(figures, number + 1, checkpoints.newest)
+            yield Progress(number + 1, figures, False)
+            last = number + 1 == schedule.steps
+            if last or (number + 1) % schedule.evaluate_every == 0:
+                yield Progress(number + 1, evaluate(state), True)
+            if last or asked() or (number + 1) % schedule.save_every == 0:
+                checkpoints.save(state)
+            if asked() and not last:
+                raise KeyboardInterrupt
+
+
+def _check(figures: dict[str, float], step: int, newest: int | None) -> None:
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            kept = "no checkpoint was written before" if newest is None else f"the checkpoint of step {newest} is kept"
+            raise UserError(
+                f"{name} is {value} at step {step}; {kept}: lower LEARNING_RATE or raise WARMUP, and begin in another "
+                "folder or go on from there"
+            )
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether Ctrl-C was pressed: the state, which a step consumes, is whole behind it.
+
+    A second Ctrl-C does not wait.
+    """
+    pressed = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number, frame):
+        if pressed:
+            signal.default_int_handler(number, frame)
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
