@@ -326,9 +326,10 @@ def _check_calls(bindings: Sequence[_Binding]) -> None:
 
 
 def _register(function: Callable[..., Any]) -> None:
-    """Makes the run function, the rules and the draft-length factories known to gin by their short names."""
+    """Makes known to gin by short names: the run function, rules, controllers, and its module's own NAMED_MODULES."""
+    _known.clear()
     _known["run function"] = {function.__name__: function}
-    for path in _NAMED_MODULES:
+    for path in (*_NAMED_MODULES, *getattr(sys.modules[function.__module__], "NAMED_MODULES", ())):
         module = importlib.import_module(path)
         _known[path.rpartition(".")[2]] = {name: getattr(module, name) for name in module.__all__}
     for function in (function for functions in _known.values() for function in functions.values()):
