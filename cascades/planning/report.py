@@ -126,17 +126,23 @@ def plan(
         if file:
             file.close()
     if widest:
-        out.print(grid(found, k_max + 1))
+        _show(out, grid(found, k_max + 1))
     elif len(found) > 1:
-        out.print(comparison(found, acceptance))
+        _show(out, comparison(found, acceptance))
     out.print("Every figure is the TPU compiler's, and times are bounds from published chip data: no measurement.")
     return found
+
+
+def _show(console: Console, drawn: Table) -> None:
+    """Prints all of a table: in a narrow console, or in none, its lines are as long as they must be."""
+    wanted = console.measure(drawn, options=console.options.update(width=_WIDEST)).maximum
+    Console(file=console.file, width=max(console.width, wanted)).print(drawn)
 
 
 def table(one: Fit) -> Table:
     """Returns a row a step."""
     drawn = _table(f"a chip of {one.topology}: GB held, bytes moved over the least, rules' share")
-    names = ("step", "weights", "cache", "temp", "moved", "rules", "GFLOP", "all-reduce", "rules'", "other", "ms")
+    names = ("step", "weights", "cache", "temp", "moved", "rules", "GFLOP", "reduces", "rules'", "other", "ms")
     for name in names:
         drawn.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
     assert one.draft is not None
@@ -172,8 +178,8 @@ def grid(found: Sequence[dict[str, Any]], width: int) -> Table:
     """Returns a row a cell: what the verifier's widest pass takes."""
     drawn = _table(f"a verifier pass over {width} tokens: GB and bytes of one chip")
     several = _varying(found)
-    memory = ("slice", "chips", "fits", "GB a chip", "of")
-    names = (*memory, "moved", "temp GB", "reduces a layer", "rules' reduces", "other", "rules' bytes")
+    memory = ("slice", "chips", "fits", "GB", "of")
+    names = (*memory, "moved", "temp", "reduces a layer", "rules'", "other", "rules")
     for name in (*several, *names):
         drawn.add_column(name, justify="left" if name in ("verifier", "slice") else "right", no_wrap=True)
     for one in found:
@@ -199,6 +205,7 @@ def _collectives(all_of: dict[str, Any], chosen: dict[str, Any]) -> tuple[int, i
     return reduced - small, small, sum(count for kind, (count, _) in all_of.items() if kind != "all-reduce")
 
 
+_WIDEST = 500  # columns of a table that nothing narrows
 _AXES = {"verifier": "verifier", "weights": "weights", "batch": "batch", "context": "slots"}
 
 
@@ -221,7 +228,7 @@ def _memory(one: dict[str, Any]) -> tuple[str, str, str]:
 
 def _tell(out: Console, one: Fit, loop: Whole | None, acceptance: float, smallest: str | None) -> None:
     if one.verify:
-        out.print(table(one))
+        _show(out, table(one))
     verdict = "fits" if one.fits else "DOES NOT FIT"
     text = f"{one.topology}: {verdict}, {one.needed / 1e9:.2f} of {one.chip.memory / 1e9:.1f} GB a chip"
     kind = one.topology.partition(":")[0]
