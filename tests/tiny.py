@@ -242,13 +242,14 @@ def launch(*arguments: str, config_file: str | None = "configs/decode.gin") -> i
         assert spec and spec.loader
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     chosen = [f"--config={config_file}"] if config_file else []
+    return call("cascades.experiments.decode.decode", *chosen, *arguments, names=("prompt", "input", "output"))
+
+
+def call(function: str, *arguments: str, names: tuple[str, ...] = ()) -> int:
+    """Runs a launcher's function, by its dotted path, in this process; returns its exit code."""
     with flagsaver.flagsaver():
         try:
-            config.run(
-                "cascades.experiments.decode.decode",
-                flags=("prompt", "input", "output"),
-                argv=["decode.py", *chosen, *arguments],
-            )
+            config.run(function, flags=names, argv=["launcher.py", *arguments])
         except SystemExit as stop:
             assert isinstance(stop.code, int)
             return stop.code

@@ -11,7 +11,6 @@ import jaxtyping
 import pytest
 import tiny
 
-from cascades import config
 from cascades.training import fit
 
 PROMPTS = [" ".join(words) for words in (("the", "quick"), ("a", "small"), ("12", "+"), ("fox", "jumps"), ("lazy",))]
@@ -23,13 +22,7 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 
 def distill(*arguments):
     """Runs the launcher in this process; returns its exit code."""
-    try:
-        config.run(
-            "cascades.experiments.distill.distill", argv=["distill.py", "--config=configs/distill.gin", *arguments]
-        )
-    except SystemExit as stop:
-        return stop.code
-    return 0
+    return tiny.call("cascades.experiments.distill.distill", "--config=configs/distill.gin", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +69,7 @@ def acceptance(tiny_files, drafter, tmp_path, name):
     return sum(each["accepted"] for each in stats) / sum(each["drafted"] for each in stats)
 
 
-@pytest.mark.parametrize("on_policy", [0.0, 0.5])
+@pytest.mark.parametrize("on_policy", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_it_raises_acceptance_and_the_loop_takes_its_drafter(tiny_files, knobs, tmp_path, capsys, on_policy):
     more = {"STEPS": 90, "ON_POLICY": on_policy, "TENSORBOARD": True}
     assert distill(*knobs(STEPS=1, OUTPUT_DIR=str(tmp_path / "begun"), LEARNING_RATE=1e-9)) == 0
@@ -115,6 +108,7 @@ def curve(folder):
     return [(line["step"], line["held_out"], line["loss"]) for line in tiny.lines(folder / "metrics.jsonl")]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_same_curve(knobs, tmp_path, tiny_files):
     """Killed, it goes on from its last checkpoint; at Ctrl-C it writes one first."""
     whole = tmp_path / "whole"
@@ -152,6 +146,7 @@ def test_gradients_of_several_batches_are_those_of_one(knobs, tmp_path):
     assert two["gradient"] == pytest.approx(one["gradient"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_mesh_of_devices_learns_the_same(knobs, tmp_path, tiny_files):
     """Rows over two of them, weights and their optimizer's state over all four."""
     assert distill(*knobs(STEPS=3)) == 0

@@ -50,8 +50,16 @@ def compare(found, expected, length, s, dtype):
             np.testing.assert_array_equal(mine[row, :, :seen], theirs[row, :, :seen], err_msg=f"row {row}")
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("window", "cap"), [(None, None), (40, 5.0), (3, None), (200, None)])
+@pytest.mark.parametrize(
+    ("dtype", "window", "cap"),
+    [
+        (jnp.float32, None, None),
+        (jnp.float32, 40, 5.0),
+        (jnp.bfloat16, None, 5.0),
+        (jnp.bfloat16, 3, None),
+        (jnp.bfloat16, 200, None),
+    ],
+)
 def test_it_attends_and_updates_as_plain_code_does(dtype, window, cap):
     """At every place in a block and in a tile: its beginning, its middle, across a boundary, the end of the buffer."""
     given = arrays(256, dtype)
