@@ -1,6 +1,7 @@
 """Append-only JSONL: what was written stays, whatever happens later."""
 
 import contextlib
+import gzip
 import json
 import os
 import pathlib
@@ -65,14 +66,15 @@ def append(file: TextIO, record: dict[str, Any]) -> None:
 
 
 def load(path: str) -> list[dict[str, Any]]:
-    """Returns the whole lines of a file that may not exist yet; torn ones are passed over."""
+    """Returns the whole lines of a file that may not exist yet, or be compressed (.gz); torn ones are passed over."""
     target = pathlib.Path(path).expanduser()
     if not target.is_file():
         return []
     records = []
     # Not `splitlines`: a line may hold U+2028 and other characters that it takes for ends of lines. A torn line may end
     # within a character.
-    for line in target.read_text(encoding="utf-8", errors="replace").split("\n"):
+    data = gzip.decompress(target.read_bytes()) if target.suffix == ".gz" else target.read_bytes()
+    for line in data.decode("utf-8", errors="replace").split("\n"):
         try:
             value = json.loads(line)
         except json.JSONDecodeError:

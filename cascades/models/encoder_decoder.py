@@ -66,7 +66,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: T5Config, *, dtype, rngs: nnx.Rngs | None):
         n, h, d = config.num_heads, config.head_dim, config.d_model
-        self.q = layers.Linear((n, h), (d,), dtype=dtype, rngs=rngs)
+        self.q = layers.Linear((n, h), (d,), scale=h**-0.5, dtype=dtype, rngs=rngs)  # in place of a scaling
         self.k = layers.Linear((n, h), (d,), dtype=dtype, rngs=rngs)
         self.v = layers.Linear((n, h), (d,), dtype=dtype, rngs=rngs)
         self.o = layers.Linear((d,), (n, h), dtype=dtype, rngs=rngs)

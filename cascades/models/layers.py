@@ -38,10 +38,12 @@ def parameter(
 
 
 class Linear(nnx.Module):
-    """`x · kernelᵀ (+ bias)`: contracts the last `contracted` axes of input and kernel."""
+    """`x · kernelᵀ (+ bias)`: contracts the last `contracted` axes of input and kernel. scale: of random weights."""
 
-    def __init__(self, out: tuple[int, ...], inner: tuple[int, ...], *, bias: bool = False, dtype, rngs):
-        self.kernel = parameter((*out, *inner), dtype, rngs, scale=math.prod(inner) ** -0.5)
+    def __init__(
+        self, out: tuple[int, ...], inner: tuple[int, ...], *, bias: bool = False, scale: float = 1.0, dtype, rngs
+    ):
+        self.kernel = parameter((*out, *inner), dtype, rngs, scale=scale * math.prod(inner) ** -0.5)
         if bias:
             self.bias = parameter(out, dtype, rngs)
         self.contracted = len(inner)

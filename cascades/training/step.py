@@ -1,4 +1,4 @@
-"""One step of training: scores of teacher and drafter along a batch of answers, a loss between them, an update."""
+"""One step of training: scores along a batch of answers, a loss, an update."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,14 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from cascades.decoding import Plan, Request, compile_plan
-from cascades.decoding.loop import FREE
-from cascades.distributions import Sampling
-from cascades.lookahead import fixed, given_costs
-from cascades.rules import lossless
-from cascades.training import losses
 from cascades.training.data import Batch
-from cascades.typing import Array, Float, Key, Model, Params
+from cascades.typing import Array, Float, Model, Params
 
 
 class State(NamedTuple):
@@ -48,18 +42,19 @@ def optimizer(learning_rate: float, steps: int, warmup: int, weight_decay: float
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=weight_decay))
 
 
+Measure = Callable[[Params, Params, Batch], dict[str, Float[Array, "b n"]]]
+"""(all parameters of a model, those of another that teaches it, batch) -> figures of every token, `loss` among them."""
+
+
 class Task(NamedTuple):
     """What is static in a step.
 
-    drafter, verifier: models, whose dtype is what is computed in. like: shapes of the drafter's parameters in that
-    dtype. vocabulary: logits that both share. loss: see `losses`. optimizer: of the parameters in float32.
+    measure: what is made small, and what is told beside it. like: shapes of the model's parameters in the dtype that is
+    computed in. optimizer: of the parameters in float32.
     """
 
-    drafter: Model
-    verifier: Model
+    measure: Measure
     like: Params
-    vocabulary: int
-    loss: losses.Loss
     optimizer: optax.GradientTransformation
 
 
@@ -68,22 +63,21 @@ def begin(task: Task, params: Params) -> State:
 
 
 def update(
-    task: Task, state: State, frozen: Params, verifier: Params, batches: Batch
+    task: Task, state: State, frozen: Params, teacher: Params, batches: Batch
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
-    """Updates the drafter by the mean loss over all tokens of some batches, one after another (gradient accumulation).
+    """Updates a model by the mean loss over all tokens of some batches, one after another (gradient accumulation).
 
     Args:
-      state: is consumed. frozen: the rest of the drafter's parameters. verifier: its parameters.
+      state: is consumed. frozen: the rest of the model's parameters. teacher: those of the model that it learns from.
       batches: with an axis in front of all others, over which gradients are accumulated.
 
     Returns:
-      The next state, and figures: `loss` and others of `compare`, means over tokens; `gradient`, its norm before
-      clipping.
+      The next state, and figures: those of `Task.measure`, means over tokens; `gradient`, its norm before clipping.
     """
     weight = jnp.maximum(jnp.sum(batches.weight), 1.0)
 
     def part(params, batch):
-        found = compare(task, params, frozen, verifier, batch)
+        found = totals(task, params, frozen, teacher, batch)
         return found["loss"] / weight, found
 
     def accumulate(total, batch):
@@ -99,64 +93,12 @@ def update(
     return State(params, inner, state.step + 1), means | {"gradient": optax.tree.norm(gradients)}
 
 
-def compare(task: Task, params: Params, frozen: Params, verifier: Params, batch: Batch) -> dict[str, Float[Array, ""]]:
-    """Sums over the tokens of a batch.
-
-    loss: of the task. acceptance: 1 - D_TV, the probability that a draft of temperature 1 is accepted. agreement:
-    whether both favour the same token, as greedy drafts need.
-    """
-    ours = answer_logits(task.drafter, whole(task, params, frozen), batch, task.vocabulary)
-    theirs = lax.stop_gradient(answer_logits(task.verifier, verifier, batch, task.vocabulary))
-    values = {
-        "loss": task.loss(ours, theirs),
-        "acceptance": 1 - losses.total_variation(ours, theirs),
-        "agreement": (jnp.argmax(ours, axis=-1) == jnp.argmax(theirs, axis=-1)).astype(jnp.float32),
-    }
-    return {name: jnp.sum(each * batch.weight) for name, each in values.items()}
+def totals(task: Task, params: Params, frozen: Params, teacher: Params, batch: Batch) -> dict[str, Float[Array, ""]]:
+    """Sums of the figures of `Task.measure` over the tokens of a batch."""
+    found = task.measure(whole(task, params, frozen), teacher, batch)
+    return {name: jnp.sum(each * batch.weight) for name, each in found.items()}
 
 
 def whole(task: Task, params: Params, frozen: Params) -> Params:
-    """Returns all of the drafter's parameters, as its passes compute with them."""
+    """Returns all of a model's parameters, as its passes compute with them."""
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), {**params, **frozen}, task.like)
-
-
-def answers_of(model: Model, vocabulary: int, eos: tuple[int, ...], slots: int) -> Callable[..., Batch]:
-    """Returns a function that lets a model answer prompts itself (on-policy): `(params, batch, key, temperature)`.
-
-    It is the decoding loop of `launch/decode.py` with one model alone. The batch that it returns holds its answers, of
-    at most as many tokens as there were.
-    """
-    plan = Plan(model, None, lossless, fixed(0), 0, vocabulary, eos)
-    programs = compile_plan(plan)
-
-    @jax.jit
-    def finish(batch: Batch, tokens, length):
-        rows, width = batch.answer.shape
-        at = batch.length[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
-        answer = jnp.take_along_axis(tokens, jnp.minimum(at, slots - 1), axis=1)
-        # A row without a weight is padding of a batch.
-        there = (at < length[:, None]) & jnp.any(batch.weight > 0, axis=1)[:, None]
-        return batch._replace(answer=jnp.where(there, answer, 0), weight=there.astype(jnp.float32))
-
-    def answer(params: Params, batch: Batch, key: Key[Array, ""], temperature: float) -> Batch:
-        batch = jax.tree.map(jnp.asarray, batch)
-        rows, width = batch.answer.shape
-
-        def each(value, dtype):
-            return jnp.full((rows,), value, dtype)
-
-        nothing = each(0, jnp.int32), each(1.0, jnp.float32), each(0.0, jnp.float32)
-        request = Request(
-            tokens=batch.prompt,
-            length=batch.length,
-            limit=batch.length + width,
-            key=jax.random.split(key, rows),
-            sampling=Sampling(each(temperature, jnp.float32), *nothing),
-            alpha=each(0.0, jnp.float32),
-        )
-        initial = plan.lookahead.init(rows, given_costs(0, 0.0))
-        state = programs.start(params, {}, jax.tree.map(jnp.copy, request), initial, slots)
-        state = programs.run(params, {}, state, jnp.zeros((rows,), jnp.bool_), jnp.int32(slots), jnp.int32(FREE))
-        return finish(batch, state.tokens, state.length)
-
-    return answer

@@ -1,0 +1,156 @@
+"""Trains a model from nothing: the run function of `launch/train.py`."""
+
+import io
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import sentencepiece
+
+from cascades import checkpoints, hosts, tokenizers
+from cascades.errors import UserError
+from cascades.experiments import terminal, training_run
+from cascades.experiments.decode import compilation_cache, default_dtype, layouts_of
+from cascades.models import T5Config, build
+from cascades.training import data, learner, losses
+from cascades.training.architectures import Architecture
+from cascades.training.data import Batch, Sizes
+from cascades.training.step import Measure, answer_logits, optimizer
+from cascades.typing import Model, Params
+
+NAMED_MODULES = ("cascades.training.architectures",)
+MODEL = "model"
+TOKENIZER = "tokenizer.model"
+
+
+def train(
+    *,
+    model: Architecture,
+    input: str,
+    output_dir: str,
+    keys: Sequence[str] = ("prompt", "text"),
+    tokenizer: str | None = None,
+    vocabulary: int = 8000,
+    steps: int = 1000,
+    batch_size: int = 64,
+    accumulate: int = 1,
+    prompt_tokens: int = 64,
+    answer_tokens: int = 64,
+    learning_rate: float = 1e-3,
+    warmup: int = 200,
+    weight_decay: float = 0.01,
+    held_out: float = 0.02,
+    evaluate_every: int = 200,
+    save_every: int = 200,
+    seed: int = 0,
+    dtype: str | None = None,
+    mesh: tuple[int, int | None] | None = None,
+    strategy: str = "fsdp",
+    tensorboard: bool = True,
+    config_text: Callable[[], str] | None = None,
+) -> dict[str, float]:
+    """Trains a model to answer prompts as a file does.
+
+    `output_dir` gets what `launch/distill.py` writes, and in the end `model/`, which `launch/decode.py` takes.
+
+    Args:
+      model: a shape, of `training.architectures`. input: JSONL, plain or .gz. keys: under which a line holds prompt
+        and answer. tokenizer: a SentencePiece file; None trains one of at most `vocabulary` pieces on the input.
+      steps, …: see `distill`.
+
+    Returns:
+      The figures of the last evaluation.
+
+    Raises:
+      UserError: any input that cannot be used, a loss that is no number, a full disk: in one sentence.
+    """
+    about = dict(locals())
+    training_run.check(about)
+    if not callable(model):
+        raise UserError(f"MODEL must be a shape, as in @t5() or @decoder(), not {model!r}")
+    if len(keys) != 2 or not all(isinstance(key, str) for key in keys):
+        raise UserError(f"KEYS must be two names, of prompt and answer, as in ('prompt', 'text'), not {keys!r}")
+    if type(vocabulary) is not int or vocabulary < 300:
+        raise UserError(f"VOCABULARY must be a whole number from 300, not {vocabulary!r}")
+    sizes, kind = Sizes(batch_size, prompt_tokens, answer_tokens), default_dtype(dtype)
+    layout = layouts_of(mesh, strategy, strategy, batch_size)[0]
+    lines = training_run.read(input, (keys[0], keys[1]))
+    folder = training_run.folder_of(output_dir, about)
+    writer = training_run.writer_of(folder, tensorboard)
+    _, err = terminal.consoles(quiet=not hosts.leads())
+    compilation_cache()
+
+    source = pathlib.Path(tokenizer).expanduser() if tokenizer else folder / TOKENIZER
+    encodes = isinstance(model(vocabulary), T5Config)
+    if tokenizer is None and not source.is_file():
+        with err.status("training a SentencePiece model"):
+            source.write_bytes(pieces_of(lines, vocabulary, begins=not encodes))
+    words = tokenizers.load(source)
+    config = model(-(-words.vocab_size // 128) * 128)  # a head of whole tiles, which more chips can share
+    functions = build(config, kind, layout, kernels=False)
+    examples = data.fitting(data.tokenized(lines, words, functions.start, raw=True), sizes)
+    mine, aside = data.held_out(examples, held_out, seed)
+    mine, key = data.fitting(mine, sizes), jax.random.key(seed)
+    pupil, state = learner.begin(
+        config,
+        build(config).init(key),
+        next_token(functions, words.vocab_size),
+        optimizer(learning_rate, steps, warmup, weight_decay),
+        dtype=kind,
+        layout=layout,
+    )
+    err.print(
+        f"{len(mine)} examples to train on and {len(aside)} held out, of {len(lines)} lines; "
+        f"{training_run.count(state.params)} parameters, {words.vocab_size} tokens",
+        soft_wrap=True,
+    )
+    step = learner.stepper(pupil, mine, sizes, key, accumulate=accumulate)
+    state, found = training_run.run(folder, about, state, step, learner.evaluator(pupil, aside, sizes), writer, err)
+    target = folder / MODEL
+    if not (target / "cascades.json").exists():
+        checkpoints.save(target, config, pupil.params(state, jnp.bfloat16), tokenizer_source=source)
+    err.print(f"the model is {target}, for VERIFIER or DRAFTER of launch/decode.py", soft_wrap=True)
+    return found
+
+
+def next_token(model: Model, vocabulary: int) -> Measure:
+    """Returns the cross-entropy of every token of an answer, and how often it is the model's favourite."""
+
+    def measure(params: Params, teacher: Params, batch: Batch):
+        del teacher
+        logits = answer_logits(model, params, batch, vocabulary)
+        favourite = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return {
+            "loss": losses.cross_entropy(logits, batch.answer),
+            "accuracy": (favourite == batch.answer).astype(jnp.float32),
+        }
+
+    return measure
+
+
+def pieces_of(lines: Sequence[dict[str, Any]], vocabulary: int, *, begins: bool) -> bytes:
+    """Returns a SentencePiece model trained on all texts: T5's special pieces, with one that begins a text if `begins`.
+
+    Raises:
+      UserError: the texts cannot be cut into pieces.
+    """
+    texts = (text for line in lines for text in (line.get("prompt"), line.get("text")) if isinstance(text, str))
+    model = io.BytesIO()
+    special: dict[str, Any] = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": 3 if begins else -1}
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=texts,
+            model_writer=model,
+            vocab_size=vocabulary,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            minloglevel=2,
+            **special,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"no SentencePiece model of {vocabulary} pieces can be made of the input ({error}): lower VOCABULARY"
+        ) from None
+    return model.getvalue()

@@ -1,0 +1,119 @@
+"""A model that learns: what a step and an evaluation of it are, for `fit`."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cascades.models import Config, abstract_params, logical_axes
+from cascades.sharding import Layout, Logical
+from cascades.training import data
+from cascades.training import step as steps
+from cascades.training.data import Batch, Example, Sizes
+from cascades.training.step import Measure, State, Task
+from cascades.typing import Array, Key, Params
+
+
+class Learner(NamedTuple):
+    """A model in training, but for what is trained.
+
+    config: its shape. frozen: the part of its parameters that stays. teacher: parameters of a model that it learns
+    from, or nothing. layout: where all of it lives.
+    """
+
+    task: Task
+    config: Config
+    frozen: Params
+    teacher: Params
+    layout: Layout | None
+
+    def params(self, state: State, dtype) -> Params:
+        """Returns all of its parameters, kernels in `dtype`."""
+        like = abstract_params(self.config, dtype)
+        return jax.tree.map(lambda x, y: x.astype(y.dtype), {**state.params, **self.frozen}, like)
+
+
+def begin(
+    config: Config,
+    params: Params,
+    measure: Measure,
+    optimizer: optax.GradientTransformation,
+    *,
+    dtype,
+    frozen: frozenset[str] = frozenset(),
+    teacher: Params = None,
+    layout: Layout | None = None,
+) -> tuple[Learner, State]:
+    """Returns a learner and its first state.
+
+    Args:
+      params: all parameters, float32 but for those under the names in `frozen`. dtype: of what is computed.
+    """
+    if layout is not None:
+        params = jax.device_put(params, layout.shardings(logical_axes(params), params))
+    still = {name: leaf for name, leaf in params.items() if name in frozen}
+    trained = {name: leaf for name, leaf in params.items() if name not in frozen}
+    task = Task(measure, abstract_params(config, dtype), optimizer)
+    return Learner(task, config, still, teacher or {}, layout), steps.begin(task, trained)
+
+
+def stepper(
+    learner: Learner,
+    examples: list[Example],
+    sizes: Sizes,
+    key: Key[Array, ""],
+    *,
+    accumulate: int = 1,
+    answer: Callable[..., Batch] | None = None,
+    on_policy: float = 0.0,
+) -> Callable[[State, int], tuple[State, dict[str, Any]]]:
+    """Returns what `fit` calls: a step's number alone decides its examples, and whether the model answers itself.
+
+    Args:
+      answer: `(params, batch, key) -> batch`, see `policy`. on_policy: the share of steps that use it.
+    """
+    task = learner.task
+    update = jax.jit(partial(steps.update, task), donate_argnums=0)
+    whole = jax.jit(partial(steps.whole, task))
+    seed = int(jax.random.key_data(key)[-1])
+
+    def step(state: State, number: int) -> tuple[State, dict[str, Any]]:
+        parts = [data.batch_at(examples, sizes, seed, number * accumulate + part) for part in range(accumulate)]
+        if answer is not None and np.random.default_rng((seed, 1, number)).random() < on_policy:
+            params, mine = whole(state.params, learner.frozen), jax.random.fold_in(key, number)
+            keys = jax.random.split(mine, accumulate)
+            parts = [answer(params, part, each) for part, each in zip(parts, keys, strict=True)]
+        batches = jax.tree.map(lambda *each: jnp.stack([jnp.asarray(part) for part in each]), *parts)
+        return update(state, learner.frozen, learner.teacher, _placed(batches, learner.layout, (None, "batch")))
+
+    return step
+
+
+def evaluator(learner: Learner, examples: list[Example], sizes: Sizes) -> Callable[[State], dict[str, float]]:
+    """Returns what `fit` calls: means over the tokens of all held-out examples."""
+    totals = jax.jit(partial(steps.totals, learner.task))
+
+    def evaluate(state: State) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        weight = 0.0
+        for first in range(0, len(examples), sizes.batch):
+            batch = data.padded(examples[first : first + sizes.batch], sizes)
+            weight += float(np.sum(batch.weight))
+            batch = _placed(batch, learner.layout, ("batch",))
+            found = totals(state.params, learner.frozen, learner.teacher, batch)
+            for name, value in jax.device_get(found).items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        return {name: value / weight for name, value in sums.items()}
+
+    return evaluate
+
+
+def _placed(batch: Batch, layout: Layout | None, leading: Logical) -> Batch:
+    """A batch, or several with an axis in front, on the devices: rows over the data axis of a mesh."""
+    if layout is None:
+        return jax.tree.map(jnp.asarray, batch)
+    return jax.tree.map(lambda x: jax.device_put(x, layout.sharding((*leading, None)[: x.ndim], x.shape)), batch)
