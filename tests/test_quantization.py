@@ -120,7 +120,9 @@ def test_a_quantised_cache_says_nearly_the_same_in_passes_of_any_width(config, d
     assert sum(leaf.nbytes for leaf in buffer) <= plain.init_cache(2, 40).keys[0].nbytes * 0.75
 
 
-@pytest.mark.parametrize("kind", [{"WEIGHTS": "int8"}, {"WEIGHTS": "w8a8"}, {"CACHE": "int8"}])
+@pytest.mark.parametrize(
+    "kind", [{"WEIGHTS": "int8"}, pytest.param({"WEIGHTS": "w8a8"}, marks=pytest.mark.slow), {"CACHE": "int8"}]
+)
 def test_a_quantised_pair_decodes_and_a_drafter_like_it_is_always_right(tiny_files, tmp_path, kind):
     """Also, lossless and greedy, as its verifier alone."""
     both = kind | {f"DRAFTER_{name}": value for name, value in kind.items()}

@@ -1,6 +1,6 @@
 """What int8 does to a real model: logits, the acceptance of an int8 copy as the drafter, the text it likes best.
 
-python -m pytest -m slow -s tests/test_real_quantization.py      # prints the figures
+python -m pytest -n 0 -m slow -s tests/test_real_quantization.py      # prints the figures
 """
 
 import collections
