@@ -1,4 +1,4 @@
-"""The notebook as it is stored, and run from top to bottom."""
+"""The notebooks as they are stored, and run from top to bottom."""
 
 import json
 from pathlib import Path
@@ -7,48 +7,67 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK = ROOT / "colab" / "quickstart.ipynb"
-
-
-@pytest.fixture
-def notebook():
-    return nbformat.read(NOTEBOOK, as_version=4)
+SMALL = {"CASCADES_MAX_NEW_TOKENS": "24", "CASCADES_ANSWERS": "1", "CASCADES_STEPS": "4"}  # what a test waits for
 
 
 def outputs(notebook) -> list[dict]:
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
-def check(notebook) -> None:
-    """A run, stored or new: no error, the coloured answer at every threshold, the plot."""
+def check_quickstart(notebook) -> None:
+    """The coloured answer at every threshold."""
+    shown = ["".join(output.get("data", {}).get("text/html", "")) for output in outputs(notebook)]
+    assert sum("alpha = " in text for text in shown) == 5 and all("<span" in text for text in shown if text)
+
+
+def check_distill_drafter(notebook) -> None:
+    """Held-out figures, the drafter, and what was kept of its guesses."""
+    text = json.dumps(outputs(notebook))
+    assert "held out" in text and "acceptance" in text
+    assert "tokens a call, kept by place" in text
+
+
+CHECKS = {"quickstart": check_quickstart, "distill_drafter": check_distill_drafter}
+
+
+def check(name: str, notebook) -> None:
+    """A run, stored or new: no error, what it is for, the plot."""
     found = outputs(notebook)
     assert not [output for output in found if output.output_type == "error"]
-    shown = ["".join(output.get("data", {}).get("text/html", "")) for output in found]
-    assert sum("alpha = " in text for text in shown) == 5 and all("<span" in text for text in shown if text)
     assert [output for output in found if "image/png" in output.get("data", {})]
+    CHECKS[name](notebook)
 
 
-def test_the_stored_notebook_is_valid_small_and_was_run(notebook):
+def test_every_notebook_is_checked():
+    assert {path.stem for path in (ROOT / "colab").glob("*.ipynb")} == set(CHECKS)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_stored_notebook_is_valid_small_and_was_run(name):
+    path = ROOT / "colab" / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    assert NOTEBOOK.stat().st_size < 300_000
+    assert path.stat().st_size < 300_000
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    check(notebook)
+    check(name, notebook)
     text = json.dumps(outputs(notebook))
     assert not any(place in text for place in (str(Path.home()), str(ROOT))), "an output names a folder of a machine"
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(notebook, monkeypatch):
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_notebook_runs(name, monkeypatch, tmp_path):
     import nbclient
 
-    monkeypatch.setenv("CASCADES_MAX_NEW_TOKENS", "24")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for variable, value in (SMALL | {"PYTHONPATH": str(ROOT)}).items():
+        monkeypatch.setenv(variable, value)
+    notebook = nbformat.read(ROOT / "colab" / f"{name}.ipynb", as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = []
     client = nbclient.NotebookClient(
-        notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+        notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()
-    check(notebook)
+    check(name, notebook)
