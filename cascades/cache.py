@@ -33,11 +33,14 @@ class KVCache(NamedTuple):
 
     keys, values: one `[b, g, t, h]` buffer a layer.
     length: int32 `[b]`, tokens that are valid in each row; slots behind it hold garbage and are never read.
+    features: the last layer's output for every token, for a drafter that reads it; a buffer of one head as wide as the
+      model, or None.
     """
 
     keys: tuple[Buffer, ...]
     values: tuple[Buffer, ...]
     length: Int[Array, " b"]
+    features: Float[Array, "b 1 t d"] | None = None
 
 
 def init(batch: int, slots: int, layers: int, heads: int, head_dim: int, dtype) -> KVCache:

@@ -23,11 +23,11 @@ class Output(NamedTuple):
     """What one pass of a model returns.
 
     logits: raw next-token scores, float32, `[b, s, v]`, or `[b, 1, v]` where one position was selected.
-    features: room for what a drafter may read beside logits (hidden states); None where the model offers none.
+    features: hidden states that the logits are made of, `[b, s, d]` or `[b, 1, d]`; None where the model offers none.
     """
 
     logits: Float[Array, "b s v"]
-    features: Any = None
+    features: Float[Array, "b s d"] | None = None
 
 
 class Extend(Protocol):
@@ -39,6 +39,7 @@ class Extend(Protocol):
         tokens: Int[Array, "b s"],
         cache: Cache,
         select: Int[Array, " b"] | None = None,
+        features: Float[Array, "b s d"] | None = None,
     ) -> tuple[Output, Cache]:
         """Feeds `tokens[b, :]` at positions `cache.length[b], cache.length[b] + 1, …`.
 
@@ -48,6 +49,7 @@ class Extend(Protocol):
             past the padding, and an entry behind a row's length is never attended to.
           cache: donated by the caller; its length tells where each row stands.
           select: where given, logits are computed at this index of each row only.
+          features: for a model that reads them: for each token, the hidden state of the token before it.
 
         Returns:
           The output, and the cache with `length + s`. Writes behind the end of the buffer are dropped.
@@ -66,16 +68,22 @@ class Model(NamedTuple):
     init_cache: `(batch, slots) -> cache`, empty.
     prefill: `(params, tokens[b, s], lengths[b], cache) -> cache`: fills an empty cache with the first `lengths[b]`
       tokens of each row (padding behind them is ignored) and leaves `cache.length == lengths`. It returns no
-      logits: the last token of a prompt is not part of it, but the first token of the first round.
+      logits: the last token of a prompt is not part of it, but the first token of the first round. A model that reads
+      features is given them as a fifth argument, as in `Extend`.
     extend: see `Extend`.
+    score: `(params, features[b, s, d]) -> logits[b, s, v]`: the scores that hidden states stand for.
     start: the token that the answers of an encoder–decoder begin with; such a model reads a prompt by `prefill` alone.
       None for a decoder, which goes on with the prompt.
+    reads: width of the features that a drafter reads beside tokens: those that the verifier's cache keeps and, while it
+      drafts, its own. None for a model of tokens alone.
     """
 
     vocab_size: int
     context_length: int
     init: Callable[[Key[Array, ""]], Params]
     init_cache: Callable[[int, int], Cache]
-    prefill: Callable[[Params, Int[Array, "b s"], Int[Array, " b"], Cache], Cache]
-    extend: Extend
+    prefill: Callable[..., Cache]
+    extend: Callable[..., tuple[Output, Cache]]
     start: int | None = None
+    score: Callable[[Params, Float[Array, "b s d"]], Float[Array, "b s v"]] | None = None
+    reads: int | None = None

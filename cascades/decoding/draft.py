@@ -12,9 +12,11 @@ from cascades.decoding.state import State
 from cascades.distributions import Purpose, at, draw, scaled, softmax, stream
 from cascades.lookahead import Drafted, DraftLength
 from cascades.speculation import Bonus, Coupling
-from cascades.typing import Array, Bool, Cache, Float, Int, Key, Model, Params
+from cascades.typing import Array, Bool, Cache, Float, Int, Key, Model, Output, Params
 
 CATCH_UP = 16  # tokens of one catch-up pass: what a drafter that idled for a while has to read
+WIDTHS = (1, 2, CATCH_UP)  # of its last pass: one token, or two behind a block that was kept whole, or more
+READER_WIDTHS = (1, 2, 4, 8, CATCH_UP)  # a drafter that reads features reads every block anew, with the verifier's
 
 
 class Draft(NamedTuple):
@@ -22,7 +24,8 @@ class Draft(NamedTuple):
 
     tokens: int32 `[b, k_max]`. length: int32 `[b]`, drafts of each row. steps: int32 `[b]`, drafter steps taken. top:
     `[b, k_max]`, the drafter's max raw probability. logits: `[b, k_max + 1, v]`. cached: int32 `[b]`, leading drafts
-    that the drafter's cache holds behind the row's decided tokens; -1 where a row did not take part.
+    that the drafter's cache holds behind the row's decided tokens; -1 where a row did not take part. What a drafter
+    that reads features holds of its drafts is of its own features, and does not stay.
     """
 
     tokens: Int[Array, "b k"]
@@ -39,6 +42,14 @@ def window(tokens: Int[Array, "b n"], start: Int[Array, " b"], width: int) -> In
     return jnp.take_along_axis(tokens, jnp.minimum(index, tokens.shape[1] - 1), axis=1)
 
 
+def before(features: Float[Array, "b 1 t d"] | None, start: Int[Array, " b"], width: int) -> Float[Array, "b w d"]:
+    """Returns, for `width` tokens from `start[b]`, the features of the token before each; zeros before the first."""
+    assert features is not None, "a verifier's cache keeps what its drafter reads"
+    index = start[:, None] - 1 + jnp.arange(width, dtype=jnp.int32)[None, :]
+    found = jnp.take_along_axis(features[:, 0], jnp.clip(index, 0, features.shape[2] - 1)[:, :, None], axis=1)
+    return jnp.where(index[:, :, None] >= 0, found, 0)
+
+
 def catch_up(
     model: Model,
     params: Params,
@@ -46,16 +57,23 @@ def catch_up(
     length: Int[Array, " b"],
     cache: Cache,
     rows: Bool[Array, " b"],
-) -> tuple[Float[Array, "b v"], Cache]:
+    features: Float[Array, "b 1 t d"] | None = None,
+) -> tuple[Output, Cache]:
     """Feeds every token of `rows` that a cache does not hold yet, and scores what follows the last.
 
     One token is the rule, two follow a block that was kept whole, more a time without drafts. The cache of other rows
-    keeps its length. At least one token of each of `rows` must be pending.
+    keeps its length. At least one token of each of `rows` must be pending. `features` is what the verifier's cache
+    keeps, for a model that reads it.
 
     Returns:
-      Logits behind token `length - 1`, `[b, v]` (of `rows`; garbage elsewhere), and the cache.
+      The output at token `length - 1`, of one position (of `rows`; garbage elsewhere), and the cache.
     """
-    before = cache.length
+    was = cache.length
+    reads = model.reads is not None
+
+    def fed(cache: Cache, width: int, select: Int[Array, " b"]) -> tuple[Output, Cache]:
+        given = {"features": before(features, cache.length, width)} if reads else {}
+        return model.extend(params, window(tokens, cache.length, width), cache, select, **given)
 
     def behind(cache: Cache) -> Array:
         return jnp.where(rows, length - cache.length, 1)
@@ -63,7 +81,7 @@ def catch_up(
     def chunk(cache: Cache) -> Cache:
         start = cache.length
         taken = jnp.minimum(behind(cache) - 1, CATCH_UP)
-        _, cache = model.extend(params, window(tokens, start, CATCH_UP), cache, jnp.zeros_like(start))
+        _, cache = fed(cache, CATCH_UP, jnp.zeros_like(start))
         return caches.rewind(cache, start + taken)
 
     cache = lax.while_loop(lambda cache: jnp.max(behind(cache)) > CATCH_UP, chunk, cache)
@@ -71,18 +89,18 @@ def catch_up(
     def last(width: int):
         def feed(carry):
             _, cache = carry
-            select = jnp.clip(behind(cache) - 1, 0, width - 1)
-            output, cache = model.extend(params, window(tokens, cache.length, width), cache, select)
-            return output.logits[:, 0], cache
+            return fed(cache, width, jnp.clip(behind(cache) - 1, 0, width - 1))
 
         return feed
 
     lag = jnp.max(behind(cache))
-    carry = jnp.zeros((tokens.shape[0], model.vocab_size), jnp.float32), cache
-    for low, width in ((0, 1), (1, 2), (2, CATCH_UP)):
+    widths = READER_WIDTHS if reads else WIDTHS
+    shapes, _ = jax.eval_shape(last(1), (None, cache))
+    carry = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), cache
+    for low, width in zip((0, *widths), widths, strict=False):
         carry = when((lag > low) & (lag <= width), last(width), carry)
-    logits, cache = carry
-    return logits, caches.rewind(cache, jnp.where(rows, length, before))
+    output, cache = carry
+    return output, caches.rewind(cache, jnp.where(rows, length, was))
 
 
 def draft_keys(state: State, index: Int[Array, ""], coupling: Coupling) -> Key[Array, " b"]:
@@ -117,6 +135,7 @@ def draft(
     """
     k_max = state.draft_logits.shape[1] - 1
     beyond = 1 if bonus == "target" else 0
+    reads = model.reads is not None
     rows = state.running & ((length > 0) | bool(beyond))
     zeros = jnp.zeros(length.shape, jnp.int32)
 
@@ -150,22 +169,25 @@ def draft(
         return jnp.any(rows & (index < draft.length + beyond))
 
     def step(carry):
-        index, draft, cache, lookahead_state = carry
+        index, draft, cache, lookahead_state, features = carry
         column = jnp.minimum(index, k_max) - 1
         fed = lax.dynamic_slice_in_dim(draft.tokens, column, 1, axis=1)
-        output, cache = model.extend(params, fed, cache, zeros)
+        given = {"features": features} if reads else {}
+        output, cache = model.extend(params, fed, cache, zeros, **given)
         draft, lookahead_state = decide(index, output.logits[:, 0, :vocab_size], draft, lookahead_state)
-        return index + 1, draft, cache, lookahead_state
+        return index + 1, draft, cache, lookahead_state, output.features if reads else None
 
     def begin(operand):
         draft, cache, lookahead_state = operand
-        logits, cache = catch_up(model, params, state.tokens, state.length, cache, rows)
-        draft, lookahead_state = decide(jnp.int32(0), logits[:, :vocab_size], draft, lookahead_state)
-        index, draft, cache, lookahead_state = lax.while_loop(
-            lambda carry: wanted(carry[0], carry[1]), step, (jnp.int32(1), draft, cache, lookahead_state)
+        kept = state.verifier_cache.features if reads else None
+        output, cache = catch_up(model, params, state.tokens, state.length, cache, rows, kept)
+        draft, lookahead_state = decide(jnp.int32(0), output.logits[:, 0, :vocab_size], draft, lookahead_state)
+        features = output.features if reads else None
+        index, draft, cache, lookahead_state, _ = lax.while_loop(
+            lambda carry: wanted(carry[0], carry[1]), step, (jnp.int32(1), draft, cache, lookahead_state, features)
         )
-        cached = jnp.where(rows, jnp.minimum(index - 1, draft.length), -1)
-        return draft._replace(cached=cached), cache, lookahead_state
+        cached = zeros if reads else jnp.minimum(index - 1, draft.length)
+        return draft._replace(cached=jnp.where(rows, cached, -1)), cache, lookahead_state
 
     nothing = Draft(
         tokens=jnp.zeros((length.shape[0], k_max), jnp.int32),

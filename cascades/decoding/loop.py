@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cascades.decoding.control import when
+from cascades.decoding.draft import before
 from cascades.decoding.round import Plan, advance
 from cascades.decoding.state import Finish, Origin, Request, State, empty_info, placed
 from cascades.typing import Array, Bool, Int, Params
@@ -59,16 +60,23 @@ def _start(
     tokens = jnp.pad(request.tokens, ((0, 0), (0, slots - width)))
     held = request.length - 1  # the last token of the prompt is pending
 
-    def prefill(model, params, cache):
-        return model.prefill(params, request.tokens, held, cache)
+    def prefill(model, params, cache, *features):
+        return model.prefill(params, request.tokens, held, cache, *features)
 
+    verifier_cache = prefill(plan.verifier, verifier_params, plan.verifier.init_cache(batch, slots))
     # A drafter that is not asked at first reads the prompt when it is: its first draft catches up.
     _, length = plan.lookahead.propose(lookahead)
     asked = jnp.any(length > 0) | (plan.bonus == "target")
     asked |= plan.drafter is not None and plan.drafter.start is not None  # an encoder reads all of it at once
     drafter_cache = None
     if plan.drafter:
-        read = partial(prefill, plan.drafter, drafter_params)
+        given = ()
+        if plan.drafter.reads is not None:
+            given = (before(verifier_cache.features, jnp.zeros_like(held), width),)
+
+        def read(cache):
+            return prefill(plan.drafter, drafter_params, cache, *given)
+
         drafter_cache = when(asked, read, plan.drafter.init_cache(batch, slots))
 
     state = State(
@@ -80,7 +88,7 @@ def _start(
         key=request.key,
         sampling=request.sampling,
         alpha=request.alpha,
-        verifier_cache=prefill(plan.verifier, verifier_params, plan.verifier.init_cache(batch, slots)),
+        verifier_cache=verifier_cache,
         drafter_cache=drafter_cache,
         draft_logits=jnp.zeros((batch, k_max + 1, plan.vocab_size if plan.drafter else 1), jnp.float32),
         lookahead=lookahead,

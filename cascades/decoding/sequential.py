@@ -36,16 +36,16 @@ def advance_sequential(
     del forced
     assert plan.drafter is not None
     running = state.running
-    q_logits, drafter_cache = catch_up(
+    said, drafter_cache = catch_up(
         plan.drafter, drafter_params, state.tokens, state.length, state.drafter_cache, running
     )
-    q_logits = q_logits[:, : plan.vocab_size]
+    q_logits = said.logits[:, 0, : plan.vocab_size]
     q_raw, q = softmax(q_logits), scaled(q_logits, state.sampling)
     defer = running & (plan.rule(Pair(q_raw, q_raw, q, q), state.alpha).defer > 0.5)
 
     def ask(carry):
-        logits, cache = catch_up(plan.verifier, verifier_params, state.tokens, state.length, carry[1], defer)
-        return logits[:, : plan.vocab_size], cache
+        said, cache = catch_up(plan.verifier, verifier_params, state.tokens, state.length, carry[1], defer)
+        return said.logits[:, 0, : plan.vocab_size], cache
 
     p_logits, verifier_cache = when(jnp.any(defer), ask, (jnp.zeros_like(q_logits), state.verifier_cache))
     logits = jnp.where(defer[:, None], p_logits, q_logits)

@@ -172,9 +172,11 @@ def _pass(language: Language, shapes: Shapes, length: int, width: int) -> Callab
     tokens = jnp.ones((shapes.batch, width), jnp.int32)
     held = jnp.full((shapes.batch,), length, jnp.int32)
 
+    given = {"features": jnp.zeros((shapes.batch, width, model.reads), jnp.float32)} if model.reads else {}
+
     @partial(jax.jit, donate_argnums=1)
     def run(params, cache):
-        output, cache = model.extend(params, tokens, cache)
+        output, cache = model.extend(params, tokens, cache, **given)
         return output.logits, rewind(cache, held)
 
     cache: list[Any] = [rewind(model.init_cache(shapes.batch, shapes.slots), jnp.array(held))]

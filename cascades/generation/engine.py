@@ -30,6 +30,7 @@ from cascades.lookahead import Costs, given_costs
 from cascades.rules import lossless
 from cascades.typing import Params
 
+READS = ("speculative", "oracle_cascade", "verifier_only")  # methods in which the verifier sees every token at once
 _ROUND_UP = 64  # buffer lengths are multiples of it, so that similar prompts share a program
 
 
@@ -79,6 +80,11 @@ def build(pair: Pair, settings: Settings) -> Engine:
     verifier = pair.verifier if settings.method == "verifier_only" or not alone else pair.drafter
     drafter = None if alone else pair.drafter
     assert verifier is not None
+    if pair.drafter and pair.drafter.model.reads is not None and settings.method not in READS:
+        raise UserError(
+            f"{pair.drafter.name} reads what its verifier makes of every token, so it cannot run in "
+            f"METHOD='{settings.method}': METHOD is one of {', '.join(READS)}, or choose another DRAFTER"
+        )
     oracle = settings.method == "oracle_cascade"
     plan = Plan(
         verifier=verifier.model,

@@ -1,8 +1,11 @@
 """A verifier and its drafter in memory."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from cascades import checkpoints, hosts, tokenizers
@@ -18,13 +21,17 @@ _NGRAM = re.compile(r"ngram://(\d+)")
 
 
 class Language(NamedTuple):
-    """A model with its weights and tokenizer. name: its URI. layout: where it lives; None is one device."""
+    """A model with its weights and tokenizer. name: its URI. layout: where it lives; None is one device.
+
+    keeping: makes the same model with caches that keep the features a drafter reads; None where there is no such model.
+    """
 
     name: str
     model: Model
     params: Params
     tokenizer: Tokenizer
     layout: Layout | None = None
+    keeping: Callable[[], Model] | None = None
 
 
 class Pair(NamedTuple):
@@ -66,6 +73,8 @@ def load_pair(
     if drafter is not None and drafter.startswith("ngram") and not _NGRAM.fullmatch(drafter):
         raise UserError(f"an n-gram drafter is written ngram://N with N from 1, as in ngram://3, not {drafter!r}")
     large = _load(verifier, verifier_preset, dtype, weights, cache, layout, kernels)
+    if large.model.reads is not None:
+        raise UserError(f"{verifier} is a drafter that reads another model's hidden states: it cannot be a VERIFIER")
     if drafter is None:
         return Pair(large, None)
     if match := _NGRAM.fullmatch(drafter):
@@ -83,7 +92,7 @@ def load_pair(
             f"{drafter} cannot draft for {verifier}: an encoder–decoder and a decoder, or two that begin their answers "
             "with other tokens, do not go together"
         )
-    return Pair(large, small)
+    return Pair(large, small) if small.model.reads is None else Pair(_keeping(large, small), small)
 
 
 def shared_vocabulary(pair: Pair) -> int:
@@ -93,6 +102,19 @@ def shared_vocabulary(pair: Pair) -> int:
         return size
     common = tokenizers.check_same_vocabulary(pair.drafter.tokenizer, pair.verifier.tokenizer)
     return min(size, common, pair.drafter.model.vocab_size)
+
+
+def _keeping(verifier: Language, drafter: Language) -> Language:
+    """The verifier with caches that keep what its drafter reads."""
+    assert verifier.keeping is not None
+    model = verifier.keeping()
+    width = jax.eval_shape(lambda: model.init_cache(1, 1)).features.shape[-1]
+    if width != drafter.model.reads:
+        raise UserError(
+            f"{drafter.name} was made for another verifier: it reads hidden states of {drafter.model.reads} numbers, "
+            f"and those of {verifier.name} have {width}"
+        )
+    return verifier._replace(model=model)
 
 
 def _load(
@@ -116,5 +138,5 @@ def _load(
         verifier=verifier,
     )
     tokenizer = tokenizers.load(checkpoint.path, preset)
-    model = build(checkpoint.config, dtype, layout, jnp.int8 if cache else None, kernels=kernels)
-    return Language(uri, model, checkpoint.params, tokenizer, layout)
+    make = partial(build, checkpoint.config, dtype, layout, jnp.int8 if cache else None, kernels=kernels)
+    return Language(uri, make(), checkpoint.params, tokenizer, layout, partial(make, features=True))

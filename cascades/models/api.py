@@ -18,7 +18,13 @@ from cascades.typing import Array, Float, Int, Key, Model, Output, Params
 
 
 def decoder(
-    config: DecoderConfig, dtype=jnp.float32, layout: Layout | None = None, cache_dtype=None, *, kernels: bool = True
+    config: DecoderConfig,
+    dtype=jnp.float32,
+    layout: Layout | None = None,
+    cache_dtype=None,
+    *,
+    kernels: bool = True,
+    features: bool = False,
 ) -> Model:
     """Returns the functions of a decoder-only model.
 
@@ -29,6 +35,7 @@ def decoder(
       layout: where activations live; None is one device. Weights live by `logical_axes`.
       cache_dtype: of the cache, where it is another: int8 quantises keys and values, a scale for each token and head.
       kernels: whether TPUs attend by the kernel of `decode_attention`.
+      features: whether its caches keep what a drafter may read.
     """
     graph, _ = _split(config, jnp.dtype(dtype))
     constrain = layout.constrain if layout else anywhere
@@ -42,22 +49,38 @@ def decoder(
         _check_slots(config, slots)
         cache = kv.init(batch, slots, config.num_layers, config.num_kv_heads, config.head_dim, cache_dtype or dtype)
         keys, values = (tuple(layers.placed(buffer, constrain) for buffer in each) for each in cache[:2])
-        return kv.KVCache(keys, values, cache.length)
+        shape = (batch, 1, slots, config.d_model)
+        kept = constrain(jnp.zeros(shape, dtype), layers.CACHE) if features else None
+        return kv.KVCache(keys, values, cache.length, kept)
 
-    def prefill(params: Params, tokens: Int[Array, "b s"], lengths: Int[Array, " b"], cache: kv.KVCache) -> kv.KVCache:
+    def prefill(
+        params: Params, tokens: Int[Array, "b s"], lengths: Int[Array, " b"], cache: kv.KVCache, features=None
+    ) -> kv.KVCache:
         _check_prompt(tokens, cache)
         start = cache._replace(length=jnp.zeros_like(lengths))
-        _, cache = nnx.merge(graph, params).hidden(tokens, start, prefill=True, constrain=constrain)
+        module = nnx.merge(graph, params)
+        _, cache = module.hidden(tokens, start, prefill=True, constrain=constrain, features=features)
         return kv.rewind(cache, lengths)
 
     def extend(
-        params: Params, tokens: Int[Array, "b s"], cache: kv.KVCache, select: Int[Array, " b"] | None = None
+        params: Params,
+        tokens: Int[Array, "b s"],
+        cache: kv.KVCache,
+        select: Int[Array, " b"] | None = None,
+        features: Float[Array, "b s d"] | None = None,
     ) -> tuple[Output, kv.KVCache]:
         module = nnx.merge(graph, params)
-        x, cache = module.hidden(tokens, cache, prefill=False, constrain=constrain, kernel=kernel)
-        return Output(module.logits(_selected(x, select), constrain)), cache
+        x, cache = module.hidden(tokens, cache, prefill=False, constrain=constrain, kernel=kernel, features=features)
+        x = _selected(x, select)
+        return Output(module.logits(x, constrain), x), cache
 
-    return Model(config.vocab_size, config.context_length, init, init_cache, prefill, extend)
+    def score(params: Params, features: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
+        return nnx.merge(graph, params).logits(features, constrain)
+
+    reads = config.d_model if config.reads_features else None
+    return Model(
+        config.vocab_size, config.context_length, init, init_cache, prefill, extend, None, score=score, reads=reads
+    )
 
 
 def encoder_decoder(config: T5Config, dtype=jnp.float32, layout: Layout | None = None, cache_dtype=None) -> Model:
@@ -88,18 +111,34 @@ def encoder_decoder(config: T5Config, dtype=jnp.float32, layout: Layout | None =
     ) -> tuple[Output, T5Cache]:
         module = nnx.merge(graph, params)
         x, cache = module.decode(tokens, cache, constrain)
-        return Output(module.logits(_selected(x, select), constrain)), cache
+        x = _selected(x, select)
+        return Output(module.logits(x, constrain), x), cache
 
-    return Model(config.vocab_size, config.context_length, init, init_cache, prefill, extend, config.start)
+    def score(params: Params, features: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
+        return nnx.merge(graph, params).logits(features, constrain)
+
+    return Model(config.vocab_size, config.context_length, init, init_cache, prefill, extend, config.start, score=score)
 
 
 def build(
-    config: Config, dtype=jnp.float32, layout: Layout | None = None, cache_dtype=None, *, kernels: bool = True
+    config: Config,
+    dtype=jnp.float32,
+    layout: Layout | None = None,
+    cache_dtype=None,
+    *,
+    kernels: bool = True,
+    features: bool = False,
 ) -> Model:
-    """Returns the functions of a model of either kind; for the arguments see `decoder`."""
+    """Returns the functions of a model of either kind; for the arguments see `decoder`.
+
+    Raises:
+      UserError: features of an encoder–decoder, which keeps none.
+    """
     if isinstance(config, T5Config):
+        if features:
+            raise UserError("a drafter that reads hidden states drafts for a decoder, not for an encoder–decoder.")
         return encoder_decoder(config, dtype, layout, cache_dtype)
-    return decoder(config, dtype, layout, cache_dtype, kernels=kernels)
+    return decoder(config, dtype, layout, cache_dtype, kernels=kernels, features=features)
 
 
 def abstract_params(config: Config, dtype=jnp.float32) -> Params:
@@ -138,6 +177,7 @@ _AXES: dict[str, Logical] = {
     "gate": ("mlp", "width"),
     "up": ("mlp", "width"),
     "down": ("width", "mlp"),
+    "fuse": ("width", None),
 }
 """By the module that owns a kernel; a bias has the first axes of its kernel, norms are whole everywhere."""
 

@@ -56,6 +56,8 @@ class DecoderConfig:
     tied_head: the embedding is also the output matrix.
     head_tokens: of a drafter whose head scores but so many tokens, named by its parameter `head_ids`; it never says any
       other. None is all of them.
+    reads_features: of a drafter that is given, beside each token, the verifier's hidden state of the token before it
+      (EAGLE, arXiv 2401.15077): the two are normed, concatenated and projected to what the first layer takes.
     """
 
     vocab_size: int
@@ -82,6 +84,7 @@ class DecoderConfig:
     query_scale: float | None = None
     tied_head: bool = True
     head_tokens: int | None = None
+    reads_features: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "local_layers", tuple(bool(local) for local in self.local_layers))

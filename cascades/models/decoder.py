@@ -132,6 +132,11 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs | None):
         self.embed = Embedding(config, dtype=dtype, rngs=rngs)
+        if config.reads_features:
+            d = config.d_model
+            self.token_norm = layers.RMSNorm(d, eps=config.norm_eps, rngs=rngs)
+            self.feature_norm = layers.RMSNorm(d, eps=config.norm_eps, rngs=rngs)
+            self.fuse = layers.Linear((d,), (2 * d,), dtype=dtype, rngs=rngs)
         self.layers = nnx.Dict({str(i): Block(config, dtype=dtype, rngs=rngs) for i in range(config.num_layers)})
         self.final_norm = layers.RMSNorm(config.d_model, eps=config.norm_eps, rngs=rngs)
         if not config.tied_head:
@@ -150,8 +155,12 @@ class Decoder(nnx.Module):
         prefill: bool,
         constrain: Constrain = anywhere,
         kernel: Callable[..., Array] | None = None,
+        features: Float[Array, "b s d"] | None = None,
     ) -> tuple[Float[Array, "b s d"], kv.KVCache]:
-        """Runs every layer; returns the last one's output before the final norm, and the cache with `length + s`."""
+        """Runs every layer; returns the last one's output before the final norm, and the cache with `length + s`.
+
+        features: of a model that reads them, see `typing.Extend`. A cache that keeps features takes in the output.
+        """
         config = self.config
         s = tokens.shape[1]
         positions = cache.length[:, None] + jnp.arange(s, dtype=jnp.int32)[None, :]
@@ -159,13 +168,22 @@ class Decoder(nnx.Module):
         x = constrain(layers.lookup(self.embed.embedding.get_value(), tokens), HIDDEN)
         if config.embed_scale:
             x = x * jnp.asarray(config.d_model**0.5, x.dtype)
+        if config.reads_features:
+            assert features is not None, "a model that reads features is given some"
+            both = jnp.concatenate([self.token_norm(x), self.feature_norm(features.astype(x.dtype))], axis=-1)
+            x = constrain(self.fuse(both), HIDDEN)
         keys, values = [], []
         for i in range(config.num_layers):
             view = views[config.is_local(i)]
             x, k, v = self.layers[str(i)](x, view, cache.keys[i], cache.values[i], cache.length)
             keys.append(k)
             values.append(v)
-        return x, kv.KVCache(tuple(keys), tuple(values), cache.length + s)
+        kept = cache.features
+        if kept is not None:
+            new = x[:, None]
+            kept = lax.dynamic_update_slice(kept, new, (0,) * 4) if prefill else kv.write(kept, new, cache.length)
+            kept = constrain(kept, layers.CACHE)
+        return x, kv.KVCache(tuple(keys), tuple(values), cache.length + s, kept)
 
     def logits(self, x: Float[Array, "b s d"], constrain: Constrain = anywhere) -> Float[Array, "b s v"]:
         """Scores of the next token, float32."""
