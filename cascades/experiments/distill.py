@@ -1,8 +1,11 @@
 """Makes a drafter for a verifier: the run function of `launch/distill.py`."""
 
+import pathlib
 from collections.abc import Callable
 
 import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cascades import checkpoints, hosts, tokenizers
 from cascades.errors import UserError
@@ -12,6 +15,7 @@ from cascades.models import logical_axes
 from cascades.training import data, distillation, learner, losses, policy
 from cascades.training.data import Sizes
 from cascades.training.drafters import Kind
+from cascades.training.recall import recalled as recall_all
 from cascades.training.step import optimizer
 
 NAMED_MODULES = ("cascades.training.drafters", "cascades.training.losses")
@@ -45,6 +49,7 @@ def distill(
     mesh: tuple[int, int | None] | None = None,
     strategy: str = "fsdp",
     tensorboard: bool = True,
+    recall: bool = True,
     config_text: Callable[[], str] | None = None,
 ) -> dict[str, float]:
     """Trains a drafter on answers, to say what the verifier says at each of their tokens.
@@ -62,6 +67,8 @@ def distill(
       held_out: the share of prompts that is never trained on. evaluate_every, save_every: in steps.
       dtype: of what is computed; parameters are trained in float32. mesh, strategy: see `decode`.
       tensorboard: write events, which needs tensorboardX.
+      recall: let the verifier read each example once, and keep its hidden states (bfloat16) in `output_dir/recall`;
+        else, and where there are several processes, it reads every batch.
       config_text: gives the whole configuration, which is saved beside the results.
 
     Returns:
@@ -79,6 +86,8 @@ def distill(
     if not isinstance(verifier, str) or not verifier:
         raise UserError("VERIFIER must be a path or URI in quotes, as in --gin.VERIFIER=\"'hf://org/repo'\"")
     sizes, kind = Sizes(batch_size, prompt_tokens, answer_tokens), default_dtype(dtype)
+    if type(recall) is not bool:
+        raise UserError(f"RECALL must be True or False, not {recall!r}")
     layout = layouts_of(mesh, strategy, strategy, batch_size)[0]
     lines = training_run.read(input)
     folder = training_run.folder_of(output_dir, about)
@@ -103,8 +112,13 @@ def distill(
         f"{trained} parameters are trained, {still} are not",
         soft_wrap=True,
     )
+    if recall and not hosts.several():
+        each = {"train": train, "held_out": aside}
+        train, aside = (_recalled(trainee, part, sizes, folder, name, err) for name, part in each.items())
     answer = None
     if on_policy:
+        if trainee.model.reads is not None:
+            raise UserError("a drafter that reads hidden states cannot answer prompts itself: set ON_POLICY=0")
         slots = prompt_tokens + answer_tokens
         answer = policy.answers_of(trainee.model, trainee.vocabulary, tuple(tokenizer.eos_ids), slots, temperature)
     step = learner.stepper(
@@ -118,3 +132,30 @@ def distill(
         soft_wrap=True,
     )
     return found
+
+
+def _recalled(
+    trainee: distillation.Trainee,
+    examples: list[data.Example],
+    sizes: Sizes,
+    folder: pathlib.Path,
+    name: str,
+    err: Console,
+) -> list[data.Example]:
+    """The examples with what the verifier makes of them, behind a bar."""
+    found, path = trainee.learner, folder / "recall" / f"{name}.bf16"
+    path.parent.mkdir(exist_ok=True)
+    assert found.teach is not None
+    columns = (TextColumn("the verifier reads"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+        bar = progress.add_task(name, total=len(examples))
+        return recall_all(
+            examples,
+            sizes.batch,
+            trainee.width,
+            found.teach,
+            found.teacher,
+            path,
+            prompts=trainee.model.reads is not None,
+            progress=lambda more: progress.advance(bar, more),
+        )

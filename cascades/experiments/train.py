@@ -17,7 +17,7 @@ from cascades.models import T5Config, build
 from cascades.training import data, learner, losses
 from cascades.training.architectures import Architecture
 from cascades.training.data import Batch, Sizes
-from cascades.training.step import Measure, answer_logits, optimizer
+from cascades.training.step import Measure, along_answers, optimizer
 from cascades.typing import Model, Params
 
 NAMED_MODULES = ("cascades.training.architectures",)
@@ -120,7 +120,7 @@ def next_token(model: Model, vocabulary: int) -> Measure:
 
     def measure(params: Params, teacher: Params, batch: Batch):
         del teacher
-        logits = answer_logits(model, params, batch, vocabulary)
+        logits = along_answers(model, params, batch)[0].logits[:, :, :vocabulary]
         favourite = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return {
             "loss": losses.cross_entropy(logits, batch.answer),

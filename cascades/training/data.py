@@ -11,23 +11,39 @@ from cascades.typing import Array, Float, Int
 
 
 class Example(NamedTuple):
-    """Token ids of a prompt (an encoder–decoder's start token behind it) and of its answer."""
+    """Token ids of a prompt (an encoder–decoder's start token behind it) and of its answer.
+
+    taught: one row of `Taught`, without padding, where a teacher has read the example already.
+    """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    taught: "Taught | None" = None
+
+
+class Taught(NamedTuple):
+    """Hidden states of a teacher along a batch.
+
+    prompt: `[b, s, d]`, of the prompts' tokens but the last; None where nobody reads them. answer: `[b, n, d]`: number
+    i scores token i of the answer.
+    """
+
+    prompt: Float[Array, "b s d"] | None
+    answer: Float[Array, "b n d"]
 
 
 class Batch(NamedTuple):
     """Prompts and answers of one shape each, padded on the right with zeros.
 
     prompt: int32 `[b, s]`. length: int32 `[b]`, of the prompts. answer: int32 `[b, n]`. weight: float32 `[b, n]`, 1 at
-    the tokens of an answer and 0 behind it.
+    the tokens of an answer and 0 behind it. taught: what a teacher makes of them, where it has read them.
     """
 
     prompt: Int[Array, "b s"]
     length: Int[Array, " b"]
     answer: Int[Array, "b n"]
     weight: Float[Array, "b n"]
+    taught: Taught | None = None
 
 
 class Sizes(NamedTuple):
@@ -100,7 +116,22 @@ def padded(examples: Sequence[Example], sizes: Sizes) -> Batch:
         answer[row, : len(each.answer)] = each.answer
         weight[row, : len(each.answer)] = 1.0
         length[row] = len(each.prompt)
-    return Batch(prompt, length, answer, weight)  # pyright: ignore[reportArgumentType]
+    return Batch(prompt, length, answer, weight, _taught(examples, sizes))  # pyright: ignore[reportArgumentType]
+
+
+def _taught(examples: Sequence[Example], sizes: Sizes) -> Taught | None:
+    rows = [each.taught for each in examples]
+    if not rows or rows[0] is None:
+        return None
+
+    def stacked(width: int, parts: list[Any]) -> Any:
+        found = np.zeros((sizes.batch, width, parts[0].shape[1]), parts[0].dtype)
+        for row, part in enumerate(parts):
+            found[row, : len(part)] = part
+        return found
+
+    prompt = None if rows[0].prompt is None else stacked(sizes.prompt, [row.prompt for row in rows if row])
+    return Taught(prompt, stacked(sizes.answer, [row.answer for row in rows if row]))
 
 
 def held_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -1,9 +1,10 @@
 """A drafter that learns from its verifier."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -13,22 +14,29 @@ from cascades import checkpoints
 from cascades.checkpoints import Checkpoint
 from cascades.errors import UserError
 from cascades.models import build
+from cascades.models.layers import MASKED
 from cascades.sharding import Layout
 from cascades.tokenizers import Tokenizer
 from cascades.training import drafters, learner, losses
-from cascades.training.data import Batch, Example
+from cascades.training.data import Batch, Example, Taught
 from cascades.training.learner import Learner
-from cascades.training.step import Measure, State, answer_logits
-from cascades.typing import Array, Key, Model, Params
+from cascades.training.step import Measure, State, along_answers, fed
+from cascades.typing import Array, Cache, Float, Int, Key, Model, Output, Params
+
+OWN_FEATURES = 0.5  # share of tokens at which a drafter that reads hidden states trains on its own
 
 
 class Trainee(NamedTuple):
-    """A drafter in training. model: its functions. shared: names of its parameters that are the verifier's own."""
+    """A drafter in training.
+
+    model: its functions. shared: names of its parameters that are the verifier's own. width: of the verifier.
+    """
 
     learner: Learner
     model: Model
     vocabulary: int
     shared: frozenset[str]
+    width: int
 
 
 def prepare(
@@ -52,7 +60,9 @@ def prepare(
             f"a drafter must know the verifier's {size} tokens, but this one has {begun.config.vocab_size}: begin with "
             "a model of the same vocabulary"
         )
-    large, small = (build(config, dtype, layout, kernels=False) for config in (teacher.config, begun.config))
+    small = build(begun.config, dtype, layout, kernels=False)
+    reads = small.reads is not None
+    large = build(teacher.config, dtype, layout, kernels=False, features=reads)
     found, state = learner.begin(
         begun.config,
         begun.params,
@@ -61,28 +71,81 @@ def prepare(
         dtype=dtype,
         frozen=begun.frozen,
         teacher=teacher.params,
+        teach=teach(large, reads),
         layout=layout,
     )
-    return Trainee(found, small, size, begun.shared), state
+    return Trainee(found, small, size, begun.shared, teacher.config.d_model), state
+
+
+def teach(verifier: Model, reads: bool) -> Callable[[Params, Batch], Batch]:
+    """Returns what adds the verifier's hidden states to a batch; `reads`: those of prompts too."""
+
+    def taught(params: Params, batch: Batch) -> Batch:
+        output, cache = along_answers(verifier, params, batch)
+        prompt = cache.features[:, 0, : batch.prompt.shape[1]] if reads else None
+        assert output.features is not None, "models with weights have hidden states"
+        return batch._replace(taught=Taught(prompt, output.features))
+
+    return taught
 
 
 def against(verifier: Model, drafter: Model, vocabulary: int, loss: losses.Loss) -> Measure:
-    """Returns what compares a drafter with its verifier at every token of an answer.
+    """Returns what compares a drafter with its verifier at every token of an answer; batches are taught.
 
     acceptance: 1 - D_TV, the probability that a draft of temperature 1 is accepted. agreement: whether both favour the
     same token, as greedy drafts need.
     """
 
     def measure(params: Params, teacher: Params, batch: Batch):
-        ours = answer_logits(drafter, params, batch, vocabulary)
-        theirs = lax.stop_gradient(answer_logits(verifier, teacher, batch, vocabulary))
+        assert verifier.score and batch.taught, "a verifier has scored the batch"
+        read = along_answers if drafter.reads is None else reading
+        ours = read(drafter, params, batch)[0].logits[:, :, :vocabulary]
+        theirs = lax.stop_gradient(verifier.score(teacher, batch.taught.answer)[:, :, :vocabulary])
+        favourite = jnp.argmax(theirs, axis=-1)
+        ids = params.get("head_ids")
+        if ids is not None and not getattr(loss, "whole", False):
+            ours, theirs = _columns(ours, theirs, ids)
+            chosen = ids[jnp.argmax(ours[..., :-1], axis=-1)]
+        else:
+            chosen = jnp.argmax(ours, axis=-1)
         return {
             "loss": loss(ours, theirs),
             "acceptance": 1 - losses.total_variation(ours, theirs),
-            "agreement": (jnp.argmax(ours, axis=-1) == jnp.argmax(theirs, axis=-1)).astype(jnp.float32),
+            "agreement": (chosen == favourite).astype(jnp.float32),
         }
 
     return measure
+
+
+def _columns(ours: Float[Array, "b n v"], theirs: Float[Array, "b n v"], ids: Int[Array, " m"]):
+    """Both logits of the tokens `ids`, and in one more column the sum of the others: no loss asks for more."""
+    said = jnp.zeros((theirs.shape[-1],), bool).at[ids].set(True)
+    rest = jax.nn.logsumexp(jnp.where(said, MASKED, theirs), axis=-1, keepdims=True)
+    ours, theirs = (jnp.take(each, ids, axis=-1) for each in (ours, theirs))
+    return jnp.pad(ours, ((0, 0), (0, 0), (0, 1)), constant_values=MASKED), jnp.concatenate([theirs, rest], axis=-1)
+
+
+def reading(model: Model, params: Params, batch: Batch) -> tuple[Output, Cache]:
+    """As `along_answers`, of a drafter that reads its verifier's hidden states.
+
+    While it drafts it reads its own, so here too, at every other token or so: those of a pass before, which is not
+    learned from.
+    """
+    assert batch.taught is not None and batch.taught.prompt is not None
+    rows, width = batch.prompt.shape
+    hidden = batch.taught.prompt
+    cache = model.init_cache(rows, width + batch.answer.shape[1])
+    shifted = jnp.pad(hidden, ((0, 0), (1, 0), (0, 0)))[:, :width]
+    cache = model.prefill(params, batch.prompt, batch.length - 1, cache, shifted)
+    last = jnp.take_along_axis(shifted, batch.length[:, None, None] - 1, axis=1)
+    features = jnp.concatenate([last, batch.taught.answer[:, :-1]], axis=1)
+    tokens = fed(batch)
+    own = model.extend(params, tokens, cache, features=features)[0].features
+    assert own is not None
+    own = jnp.concatenate([last, lax.stop_gradient(own)[:, :-1].astype(last.dtype)], axis=1)
+    key = jax.random.fold_in(jax.random.key(0), jnp.sum(batch.answer))
+    drafted = jax.random.bernoulli(key, OWN_FEATURES, batch.answer.shape)[:, :, None]
+    return model.extend(params, tokens, cache, features=jnp.where(drafted, own, features))
 
 
 def save(trainee: Trainee, state: State, tokenizer_source: pathlib.Path, folder: pathlib.Path) -> None:

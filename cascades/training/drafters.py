@@ -18,7 +18,7 @@ from cascades.errors import UserError
 from cascades.models import Config, DecoderConfig, build, preset
 from cascades.typing import Array, Key, Params
 
-__all__ = ["own", "shallow"]
+__all__ = ["eagle", "own", "shallow"]
 
 
 class Drafter(NamedTuple):
@@ -75,6 +75,30 @@ def shallow(layers: Sequence[int] = (0, -1), vocabulary: int | None = None) -> K
         fixed = {"embed": shared["embed"], "head_ids": jnp.asarray(ids)}
         small = dataclasses.replace(small, tied_head=False, head_tokens=vocabulary)
         return Drafter(small, fixed | _wide(trained), frozenset(fixed), frozenset({"embed"}))
+
+    return begin
+
+
+def eagle(layers: Sequence[int] = (-1,), vocabulary: int | None = 8192) -> Kind:
+    """A shallow drafter that also reads the verifier's hidden state of the token before each (EAGLE, arXiv 2401.15077).
+
+    Args:
+      layers, vocabulary: see `shallow`.
+    """
+    few = shallow(layers, vocabulary)
+
+    def begin(verifier: Checkpoint, counts: np.ndarray, key: Key[Array, ""]) -> Drafter:
+        small = few(verifier, counts, key)
+        width = small.config.d_model
+        scale = jnp.array(verifier.params["final_norm"]["scale"], jnp.float32)
+        # It begins with the sum of the token's embedding and the hidden state as the verifier's head sees it.
+        new = {
+            "token_norm": {"scale": jnp.ones((width,), jnp.float32)},
+            "feature_norm": {"scale": scale},
+            "fuse": {"kernel": jnp.tile(jnp.eye(width, dtype=jnp.float32), (1, 2))},
+        }
+        config = dataclasses.replace(small.config, reads_features=True)
+        return small._replace(config=config, params=small.params | new)
 
     return begin
 

@@ -22,7 +22,8 @@ class Learner(NamedTuple):
     """A model in training, but for what is trained.
 
     config: its shape. frozen: the part of its parameters that stays. teacher: parameters of a model that it learns
-    from, or nothing. layout: where all of it lives.
+    from, or nothing. layout: where all of it lives. teach: `(teacher, batch) -> batch` with what the teacher makes of
+    it; None without a teacher.
     """
 
     task: Task
@@ -30,6 +31,7 @@ class Learner(NamedTuple):
     frozen: Params
     teacher: Params
     layout: Layout | None
+    teach: Callable[[Params, Batch], Batch] | None = None
 
     def params(self, state: State, dtype) -> Params:
         """Returns all of its parameters, kernels in `dtype`."""
@@ -46,19 +48,22 @@ def begin(
     dtype,
     frozen: frozenset[str] = frozenset(),
     teacher: Params = None,
+    teach: Callable[[Params, Batch], Batch] | None = None,
     layout: Layout | None = None,
 ) -> tuple[Learner, State]:
     """Returns a learner and its first state.
 
     Args:
-      params: all parameters, float32 but for those under the names in `frozen`. dtype: of what is computed.
+      params: all parameters, float32 but for those under the names in `frozen`. dtype: of what is computed. teacher,
+        teach: see `Learner`.
     """
     if layout is not None:
         params = jax.device_put(params, layout.shardings(logical_axes(params), params))
     still = {name: leaf for name, leaf in params.items() if name in frozen}
     trained = {name: leaf for name, leaf in params.items() if name not in frozen}
     task = Task(measure, abstract_params(config, dtype), optimizer)
-    return Learner(task, config, still, teacher or {}, layout), steps.begin(task, trained)
+    known = teach and jax.jit(teach)
+    return Learner(task, config, still, teacher or {}, layout, known), steps.begin(task, trained)
 
 
 def stepper(
@@ -87,6 +92,7 @@ def stepper(
             params, mine = whole(state.params, learner.frozen), jax.random.fold_in(key, number)
             keys = jax.random.split(mine, accumulate)
             parts = [answer(params, part, each) for part, each in zip(parts, keys, strict=True)]
+        parts = [_taught(learner, part) for part in parts]
         batches = jax.tree.map(lambda *each: jnp.stack([jnp.asarray(part) for part in each]), *parts)
         return update(state, learner.frozen, learner.teacher, _placed(batches, learner.layout, (None, "batch")))
 
@@ -103,13 +109,20 @@ def evaluator(learner: Learner, examples: list[Example], sizes: Sizes) -> Callab
         for first in range(0, len(examples), sizes.batch):
             batch = data.padded(examples[first : first + sizes.batch], sizes)
             weight += float(np.sum(batch.weight))
-            batch = _placed(batch, learner.layout, ("batch",))
+            batch = _placed(_taught(learner, batch), learner.layout, ("batch",))
             found = totals(state.params, learner.frozen, learner.teacher, batch)
             for name, value in jax.device_get(found).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         return {name: value / weight for name, value in sums.items()}
 
     return evaluate
+
+
+def _taught(learner: Learner, batch: Batch) -> Batch:
+    """A batch with what the teacher makes of it, which it may hold already."""
+    if learner.teach is None or batch.taught is not None:
+        return batch
+    return learner.teach(learner.teacher, _placed(batch, learner.layout, ("batch",)))
 
 
 def _placed(batch: Batch, layout: Layout | None, leading: Logical) -> Batch:

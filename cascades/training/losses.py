@@ -4,6 +4,9 @@ Every loss takes raw logits `[*b, v]` of both and returns `[*b]`, float32. Gradi
 verifier's logits none is asked. For a drafter that scores some tokens alone, KL and Jensen–Shannon compare with the
 verifier's distribution over these, the other losses with all of it.
 
+A loss whose attribute `whole` is not set sees what a drafter cannot say only as a sum, so that it may be given as one
+column of p where q is zero.
+
 Which distance suits which job: DistillSpec (arXiv 2310.08461), section 3; a draft is accepted with probability
 1 - D_TV(p, q), which `total_variation` makes large at once.
 """
@@ -68,6 +71,9 @@ def rejection(
     fixed = lax.stop_gradient(q)
     pi, _ = rule(Pair(fixed, p, fixed, p), jnp.full(q.shape[:-1], alpha, jnp.float32))
     return 0.5 * jnp.sum(jnp.abs(lax.stop_gradient(pi) - q), axis=-1)
+
+
+rejection.whole = True  # rules look at single tokens  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def cross_entropy(logits: Float[Array, "*b v"], labels: Int[Array, "*b"]) -> Float[Array, "*b"]:

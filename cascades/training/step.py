@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 from cascades.training.data import Batch
-from cascades.typing import Array, Float, Model, Params
+from cascades.typing import Array, Cache, Float, Int, Model, Output, Params
 
 
 class State(NamedTuple):
@@ -20,8 +20,8 @@ class State(NamedTuple):
     step: Array
 
 
-def answer_logits(model: Model, params: Params, batch: Batch, vocabulary: int) -> Float[Array, "b n v"]:
-    """Scores of every token of the answers, each given what stands before it (teacher forcing).
+def along_answers(model: Model, params: Params, batch: Batch) -> tuple[Output, Cache]:
+    """What a model says of every token of the answers, each given what stands before it (teacher forcing).
 
     As in decoding, the last token of a prompt is the first that `extend` is fed, be it a decoder's or the start of an
     encoder–decoder's answer.
@@ -29,9 +29,13 @@ def answer_logits(model: Model, params: Params, batch: Batch, vocabulary: int) -
     rows, width = batch.prompt.shape
     cache = model.init_cache(rows, width + batch.answer.shape[1])
     cache = model.prefill(params, batch.prompt, batch.length - 1, cache)
+    return model.extend(params, fed(batch), cache)
+
+
+def fed(batch: Batch) -> Int[Array, "b n"]:
+    """The tokens behind which those of the answers stand: the last of each prompt, then the answer's own."""
     last = jnp.take_along_axis(batch.prompt, batch.length[:, None] - 1, axis=1)
-    output, _ = model.extend(params, jnp.concatenate([last, batch.answer[:, :-1]], axis=1), cache)
-    return output.logits[:, :, :vocabulary]
+    return jnp.concatenate([last, batch.answer[:, :-1]], axis=1)
 
 
 def optimizer(learning_rate: float, steps: int, warmup: int, weight_decay: float) -> optax.GradientTransformation:

@@ -108,7 +108,7 @@ def test_a_draft_reads_the_verifiers_features_then_its_own(k):
 
 
 def test_a_drafter_that_idled_reads_on_in_chunks():
-    """The text is the verifier's whatever drafts; a drafter that fell far behind is right as often as one that did not."""
+    """The text is the verifier's whatever drafts, also behind a long time without drafts."""
     adaptive, verifier = run(cases(), -1), run(cases(), 0)
     np.testing.assert_array_equal(adaptive.tokens, verifier.tokens)
     assert int(np.sum(adaptive.info.accepted)) > 0

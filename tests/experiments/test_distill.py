@@ -104,6 +104,32 @@ def test_a_drafter_of_few_tokens_and_a_shared_embedding_changes_nothing_that_is_
     assert "is a drafter without the embed of its verifier: give it as DRAFTER" in capsys.readouterr().err
 
 
+def test_a_drafter_that_reads_hidden_states_learns_and_changes_nothing_that_is_lossless(
+    tiny_files, knobs, tmp_path, capsys
+):
+    eagle = {"DRAFTER": "@eagle()", "RECALL": False}
+    given = ["--gin.eagle.layers=(1,)", "--gin.eagle.vocabulary=40"]
+    assert distill(*knobs(STEPS=1, OUTPUT_DIR=str(tmp_path / "begun"), LEARNING_RATE=1e-9, **eagle), *given) == 0
+    assert distill(*knobs(STEPS=60, **(eagle | {"RECALL": True})), *given) == 0
+    first, last = tiny.lines(tmp_path / "begun" / "metrics.jsonl")[-1], held_out(tmp_path)[-1]
+    assert last["loss"] < 0.6 * first["loss"]
+    before, after = (acceptance(tiny_files, tmp_path / name / "drafter", tmp_path, name) for name in ("begun", "run"))
+    assert after > before + 0.03
+    drafter, ids = str(tmp_path / "run" / "drafter"), []
+    prompts = [f"--prompt=the fox {n}" for n in range(3)]
+    for name, method in (("alone", {"METHOD": "verifier_only"}), ("pair", {"RULE": "@lossless", "DRAFTER": drafter})):
+        output = tmp_path / f"{name}.ids.jsonl"
+        assert tiny.launch(*tiny.pair(tiny_files, **method), *prompts, f"--output={output}") == 0
+        ids.append([line["token_ids"] for line in tiny.lines(output)])
+    assert ids[0] == ids[1]
+    capsys.readouterr()
+    for method in ("drafter_only", "sequence_cascade"):
+        assert tiny.launch(*tiny.pair(tiny_files, DRAFTER=drafter, METHOD=method), "--prompt=x") == 2
+        assert "reads what its verifier makes of every token" in capsys.readouterr().err
+    assert distill(*knobs(STEPS=1, ON_POLICY=0.5, OUTPUT_DIR=str(tmp_path / "policy"), **eagle), *given) == 2
+    assert "cannot answer prompts itself: set ON_POLICY=0" in capsys.readouterr().err
+
+
 def curve(folder):
     return [(line["step"], line["held_out"], line["loss"]) for line in tiny.lines(folder / "metrics.jsonl")]
 
@@ -209,11 +235,13 @@ def test_another_run_in_the_folder_is_told(knobs, capsys):
 
 def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(knobs, tmp_path, capsys, monkeypatch):
     real = fit.jax.device_get
-    monkeypatch.setattr(fit.jax, "device_get", lambda found: real(found) | poison(found))
+    monkeypatch.setattr(fit.jax, "device_get", lambda found: poison(real(found)))
 
     def poison(found):
+        if not isinstance(found, dict):
+            return found
         poison.steps += 1
-        return {"loss": float("nan")} if poison.steps == 13 else {}
+        return found | ({"loss": float("nan")} if poison.steps == 13 else {})
 
     poison.steps = 0
     assert distill(*knobs()) == 2

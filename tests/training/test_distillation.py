@@ -1,0 +1,107 @@
+"""What a verifier tells a drafter: hidden states read once and kept, and scores of the tokens that it can say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cascades.models import DecoderConfig, build
+from cascades.models.layers import MASKED
+from cascades.training import distillation, losses
+from cascades.training.data import Example, Sizes, padded
+from cascades.training.recall import recalled
+from cascades.training.step import along_answers
+from cascades.typing import Output
+
+V, D = 24, 16
+SHAPE = {"vocab_size": V, "d_model": D, "d_ff": 24, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8}
+VERIFIER = DecoderConfig(**SHAPE, num_layers=2, context_length=512)
+READER = DecoderConfig(**SHAPE, num_layers=1, context_length=512, reads_features=True)
+SIZES = Sizes(2, 8, 6)
+LOSSES = [losses.forward_kl, losses.reverse_kl, losses.jensen_shannon, losses.total_variation, losses.rejection]
+
+
+@pytest.fixture(scope="module")
+def examples():
+    rng = np.random.default_rng(0)
+
+    def some(count):
+        return tuple(int(each) for each in rng.integers(0, V, count))
+
+    return [Example(some(length), some(answer)) for length, answer in ((2, 6), (8, 1), (1, 3), (5, 5), (7, 4))]
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    model = build(VERIFIER, features=True)
+    return model, model.init(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def teach(verifier):
+    return jax.jit(distillation.teach(verifier[0], True))
+
+
+@pytest.mark.parametrize("prompts", [True, False])
+def test_what_is_recalled_is_what_the_verifier_says(examples, verifier, teach, tmp_path, prompts):
+    read, path = [], tmp_path / "kept.bf16"
+    found = recalled(examples, 2, D, teach, verifier[1], path, prompts=prompts, progress=read.append)
+    assert sum(read) == len(examples)
+    for first in range(0, len(examples), 2):
+        ours = padded(found[first : first + 2], SIZES).taught
+        batch = padded(examples[first : first + 2], SIZES)
+        theirs = teach(verifier[1], jax.tree.map(jnp.asarray, batch)).taught
+        assert (ours.prompt is not None) is prompts
+        for row, each in enumerate(examples[first : first + 2]):
+            at = slice(0, len(each.answer))
+            np.testing.assert_allclose(ours.answer[row, at].astype(np.float32), theirs.answer[row, at], rtol=1e-2)
+            if prompts:
+                at = slice(0, len(each.prompt) - 1)
+                np.testing.assert_allclose(ours.prompt[row, at].astype(np.float32), theirs.prompt[row, at], rtol=1e-2)
+
+
+def test_it_is_read_once_and_again_if_the_file_is_another_runs(examples, verifier, teach, tmp_path):
+    read, path = [], tmp_path / "kept.bf16"
+
+    def again(part):
+        recalled(part, 2, D, teach, verifier[1], path, prompts=True, progress=read.append)
+        return sum(read)
+
+    assert [again(examples), again(examples), again(examples[:3])] == [5, 5, 8]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+def test_a_drafter_of_few_tokens_is_compared_as_if_it_had_all(verifier, examples, loss):
+    """What it cannot say may be one column of p, but for a rule, which looks at single tokens."""
+    ids = jnp.asarray([1, 2, 5, 9, 17], jnp.int32)
+    model, params = verifier
+    small = jax.random.normal(jax.random.key(3), (2, SIZES.answer, ids.size))
+    ours = jnp.full((2, SIZES.answer, V), MASKED).at[:, :, ids].set(small)
+    batch = jax.tree.map(jnp.asarray, padded(examples[:2], SIZES))
+    batch = distillation.teach(model, False)(params, batch)
+
+    fixed = model._replace(
+        init_cache=lambda rows, slots: None, prefill=lambda *given: None, extend=lambda *given: (Output(ours), None)
+    )
+    found = distillation.against(model, fixed, V, loss)({"head_ids": ids}, params, batch)
+    theirs = along_answers(model, params, batch)[0].logits
+    np.testing.assert_allclose(found["loss"], loss(ours, theirs), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["acceptance"], 1 - losses.total_variation(ours, theirs), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found["agreement"], jnp.argmax(ours, -1) == jnp.argmax(theirs, -1))
+
+
+def test_a_reader_trains_on_what_it_reads_in_the_loop(verifier, examples, teach, monkeypatch):
+    """With features of the verifier's alone, the scores are those of a plain pass over prompt and answer."""
+    monkeypatch.setattr(distillation, "OWN_FEATURES", 0.0)
+    drafter = build(READER)
+    params, each = drafter.init(jax.random.key(1)), examples[3]
+    batch = teach(verifier[1], jax.tree.map(jnp.asarray, padded([each], SIZES)))
+    found, _ = distillation.reading(drafter, params, batch)
+    text = jnp.asarray([each.prompt + each.answer], jnp.int32)
+    empty = verifier[0].init_cache(1, text.shape[1])
+    hidden = verifier[0].extend(verifier[1], text, empty)[0].features
+    before = jnp.pad(hidden, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+    whole, _ = drafter.extend(params, text, drafter.init_cache(1, text.shape[1]), features=before)
+    first = len(each.prompt) - 1
+    expected = whole.logits[0, first : first + len(each.answer)]
+    np.testing.assert_allclose(found.logits[0, : len(each.answer)], expected, rtol=2e-4, atol=2e-4)
