@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 VERIFIER = "verifier_only"
 
-Score = Callable[[dict[str, Any], str], float]
-"""`score(record, text)`: how good an answer is, given the line of the prompt file that it answers."""
+Score = Callable[[Any, Any], float | None]
+"""`score(record, text)`: how good an answer is, given the line of the prompt file that it answers; None where it cannot
+tell. One with an attribute `whole` that is true takes lists of all records and texts, as BLEU does."""
 
 
 class Row(NamedTuple):
@@ -20,7 +21,7 @@ class Row(NamedTuple):
     prompts: that count here. relative_time: see `relative_time`. low, high: the same of single repeats, its least and
     largest. speed: 1 / relative_time. block_efficiency: tokens per verifier call. acceptance, rejection, deferral: as
     in `generation.results.stats`. tokens_per_s: of a whole batch. tokens: mean length of an answer. log_p: mean raw
-    log-probability of a token under the verifier, in nats. score: mean over answers.
+    log-probability of a token under the verifier, in nats. score: mean over answers that have one.
     """
 
     rule: str
@@ -113,7 +114,6 @@ def _row(
         if sum(at[1] == repeat for at in walls) == len({unit for unit, _ in walls})  # whole ones only
     ]
     single = [each for each in single if each is not None]
-    scores = [float(score(line["input"], line["text"])) for line in lines] if score else []
     return Row(
         rule=rule,
         lookahead=lookahead,
@@ -130,8 +130,16 @@ def _row(
         tokens_per_s=_ratio(add("tokens_out"), sum(walls.values())),
         tokens=_ratio(add("tokens_out"), len(lines)),
         log_p=_ratio(add("log_p"), add("tokens_out")),
-        score=statistics.fmean(scores) if scores else None,
+        score=_score(lines, score) if score else None,
     )
+
+
+def _score(lines: Sequence[dict], score: Score) -> float | None:
+    if getattr(score, "whole", False):
+        return score([line["input"] for line in lines], [line["text"] for line in lines])
+    found = [score(line["input"], line["text"]) for line in lines]
+    known = [float(each) for each in found if each is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _walls(lines: Iterable[dict]) -> dict[tuple, float]:

@@ -22,6 +22,7 @@ from cascades.generation import Engine, Query, Result, Settings, Shapes, build, 
 from cascades.generation.engine import sharing
 from cascades.lookahead import DraftLength, verifier_guided
 
+NAMED_MODULES = ("cascades.experiments.scores",)
 _METHODS = ("speculative", "token_cascade", "oracle_cascade")
 _WARM_UP = 4  # tokens that a program decodes before it is timed
 
