@@ -169,6 +169,8 @@ def decode(
     finally:
         if results:
             err.print(terminal.table(results, batch))
+            if told := terminal.positions(results):
+                err.print(told, highlight=False, soft_wrap=True)
             seconds = terminal.compile_seconds(results, batch)
             err.print(f"compiled in {seconds:.1f} s, not counted above", highlight=False)
         if file:

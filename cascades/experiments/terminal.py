@@ -138,6 +138,21 @@ def table(results: Sequence[tuple[int, Result]], batch_size: int = 1) -> Table:
     return drawn
 
 
+def positions(results: Sequence[tuple[int, Result]]) -> str:
+    """Returns a line on the shares of drafts that were kept at each position; nothing where none were made."""
+    drafted: list[int] = []
+    kept: list[float] = []
+    for _, result in results:
+        made, rates = result.stats["drafted_by_position"], result.stats["acceptance_by_position"]
+        missing = [0] * (len(made) - len(drafted))
+        drafted, kept = drafted + missing, kept + missing
+        for at, (count, rate) in enumerate(zip(made, rates, strict=True)):
+            drafted[at] += count
+            kept[at] += count * (rate or 0.0)
+    shares = ", ".join(f"{part / count:.0%}" for part, count in zip(kept, drafted, strict=True) if count)
+    return f"accepted at position 1, 2, … of a draft: {shares}" if shares else ""
+
+
 def compile_seconds(results: Sequence[tuple[int, Result]], batch_size: int = 1) -> int | float:
     """Returns the time that was spent compiling for these requests."""
     return sum(max(figures) for figures in _batches(results, batch_size, "compile_s"))

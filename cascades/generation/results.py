@@ -65,6 +65,7 @@ def stats(info: Info, tokens_out: int, *, wall_s: float, compile_s: float, prefi
         "acceptance_by_position": [
             _ratio(int(a), int(d)) for a, d in zip(info.accepted_at, info.drafted_at, strict=True)
         ],
+        "drafted_by_position": [int(x) for x in info.drafted_at],
         "log_p": round(float(info.log_p), 4),
         "wall_s": round(wall_s, 4),
         "compile_s": round(compile_s, 4),

@@ -138,3 +138,13 @@ def test_one_request_needs_no_sum_and_many_no_rows():
     assert len(table([(0, result())])) == 2
     rows = table([(index, result()) for index in range(500)])
     assert len(rows) == 2 and rows[1][:3] == ["all", "500", "1000000"]
+
+
+def test_shares_by_position_are_of_summed_counts():
+    def result(drafted, shares):
+        stats = {"drafted_by_position": drafted, "acceptance_by_position": shares}
+        return Result("", "", [], [], "length", stats)
+
+    assert terminal.positions([(0, result([0, 0], [None, None]))]) == ""
+    found = terminal.positions([(0, result([30, 10, 0], [0.5, 0.1, None])), (1, result([10, 0, 0], [0.9, None, None]))])
+    assert found == "accepted at position 1, 2, … of a draft: 60%, 10%"

@@ -27,6 +27,7 @@ def test_rates():
     stats = results.stats(results.row(INFO, 1), 11, **TIMES)
     assert stats["block_efficiency"] == 2.2 and stats["tokens_per_s"] == 5.5
     assert stats["acceptance_rate"] == 0.75 and stats["rejection_rate"] == 0.25 and stats["deferral_rate"] == 0.3125
+    assert stats["drafted_by_position"] == [5, 3]
     assert stats["acceptance_by_position"] == [0.8, 0.6667] and stats["accepted_histogram"] == [1, 2, 2]
     assert stats["log_p"] == -7.25 and stats["accepted_by_rule"] == 1
 
