@@ -90,12 +90,16 @@ def eagle(layers: Sequence[int] = (-1,), vocabulary: int | None = 8192) -> Kind:
     def begin(verifier: Checkpoint, counts: np.ndarray, key: Key[Array, ""]) -> Drafter:
         small = few(verifier, counts, key)
         width = small.config.d_model
+        assert isinstance(small.config, DecoderConfig)
+        # What a layer adds, and the scale of the logits, begin small: they were made for another place, and begun as
+        # they are, the first hundred steps only unlearn them.
         scale = jnp.array(verifier.params["final_norm"]["scale"], jnp.float32)
-        # It begins with the sum of the token's embedding and the hidden state as the verifier's head sees it.
         new = {
             "token_norm": {"scale": jnp.ones((width,), jnp.float32)},
             "feature_norm": {"scale": scale},
-            "fuse": {"kernel": jnp.tile(jnp.eye(width, dtype=jnp.float32), (1, 2))},
+            "fuse": {"kernel": jax.random.normal(key, (width, 2 * width), jnp.float32) * (2 * width) ** -0.5},
+            "final_norm": {"scale": 0.3 * scale},
+            "layers": _damped(small.params["layers"], post_norms=small.config.post_norms),
         }
         config = dataclasses.replace(small.config, reads_features=True)
         return small._replace(config=config, params=small.params | new)
@@ -126,6 +130,16 @@ def own(uri: str | None = None, architecture: str | None = None) -> Kind:
         return Drafter(config, fixed | _wide(params), frozenset(fixed))
 
     return begin
+
+
+def _damped(layers: Params, *, post_norms: bool) -> Params:
+    """Layers that add a tenth of what they did to what they are given."""
+    last = ("post_attn_norm", "post_mlp_norm") if post_norms else ("o", "down")
+
+    def damped(path, leaf: Array) -> Array:
+        return 0.1 * leaf if any(getattr(key, "key", None) in last for key in path) else leaf
+
+    return jax.tree_util.tree_map_with_path(damped, layers)
 
 
 def _wide(params: Params) -> Params:
