@@ -72,7 +72,7 @@ def test_a_pair_decodes_as_its_verifier(decode, models):
     for line in alone.values():
         assert line["text"] == tokenizer.decode(line["token_ids"]) and len(line["token_ids"]) > 0
     assert len({tuple(line["token_ids"]) for line in alone.values()}) == len(PROMPTS)
-    for drafter in (str(models / "small"), "ngram://2"):
+    for drafter in (str(models / "small"), "ngram://2", f"ngram://2+{models / 'small'}"):
         both = decode(DRAFTER=drafter)
         assert {prompt: line["token_ids"] for prompt, line in both.items()} == {
             prompt: line["token_ids"] for prompt, line in alone.items()

@@ -12,12 +12,12 @@ from cascades import checkpoints, hosts, tokenizers
 from cascades.checkpoints.sources import tokenizer_directory
 from cascades.errors import UserError
 from cascades.models import build, logical_axes
-from cascades.models.ngram import ngram
+from cascades.models.ngram import assisted, ngram
 from cascades.sharding import Layout
 from cascades.tokenizers import Tokenizer
 from cascades.typing import Model, Params
 
-_NGRAM = re.compile(r"ngram://(\d+)")
+_NGRAM = re.compile(r"ngram://(\d+)(?:\+(.+))?")
 
 
 class Language(NamedTuple):
@@ -60,7 +60,7 @@ def load_pair(
 
     Args:
       verifier, drafter: URIs, see `checkpoints.resolve`. A drafter may also be `ngram://N`, which looks the last N
-        tokens up in the text itself and needs no weights.
+        tokens up in the text itself and needs no weights, or `ngram://N+URI`, which does both.
       verifier_preset, drafter_preset: architectures, where the files do not say.
       dtype: of the weights, float32 or bfloat16. weights, drafter_weights: one of
         `quantization.KINDS`, or None. cache, drafter_cache: "int8" quantises keys and values.
@@ -70,29 +70,40 @@ def load_pair(
     Raises:
       UserError: a model cannot be had, or the two do not share a vocabulary.
     """
-    if drafter is not None and drafter.startswith("ngram") and not _NGRAM.fullmatch(drafter):
-        raise UserError(f"an n-gram drafter is written ngram://N with N from 1, as in ngram://3, not {drafter!r}")
+    name, match = drafter, _NGRAM.fullmatch(drafter or "")
+    if name is not None and name.startswith("ngram") and not match:
+        raise UserError(
+            "an n-gram drafter is written ngram://N with N from 1, as in ngram://3, or ngram://N+URI to help another, "
+            f"not {name!r}"
+        )
+    order, drafter = (int(match[1]), match[2]) if match else (None, drafter)
     large = _load(verifier, verifier_preset, dtype, weights, cache, layout, kernels)
     if large.model.reads is not None:
         raise UserError(f"{verifier} is a drafter that reads another model's hidden states: it cannot be a VERIFIER")
-    if drafter is None:
+    if name is None:
         return Pair(large, None)
-    if match := _NGRAM.fullmatch(drafter):
-        model = ngram(large.model.vocab_size, large.model.context_length, order=int(match[1]))
-        return Pair(large, Language(drafter, model, {}, large.tokenizer))
+    if drafter is None:
+        assert order is not None
+        model = ngram(large.model.vocab_size, large.model.context_length, order)
+        return Pair(large, Language(name, model, {}, large.tokenizer))
     chosen = drafter, drafter_preset, drafter_weights, drafter_cache, drafter_layout
     if chosen == (verifier, verifier_preset, weights, cache, layout):
-        return Pair(large, large)
-    tokenizer = tokenizers.load(tokenizer_directory(checkpoints.resolve(drafter)), drafter_preset)
-    tokenizers.check_same_vocabulary(tokenizer, large.tokenizer)  # before the weights, which take longer
-    knobs = drafter_preset, dtype, drafter_weights, drafter_cache, drafter_layout, kernels
-    small = _load(drafter, *knobs, verifier=large.params)
+        small = large
+    else:
+        tokenizer = tokenizers.load(tokenizer_directory(checkpoints.resolve(drafter)), drafter_preset)
+        tokenizers.check_same_vocabulary(tokenizer, large.tokenizer)  # before the weights, which take longer
+        knobs = drafter_preset, dtype, drafter_weights, drafter_cache, drafter_layout, kernels
+        small = _load(drafter, *knobs, verifier=large.params)
     if small.model.start != large.model.start:
         raise UserError(
             f"{drafter} cannot draft for {verifier}: an encoder–decoder and a decoder, or two that begin their answers "
             "with other tokens, do not go together"
         )
-    return Pair(large, small) if small.model.reads is None else Pair(_keeping(large, small), small)
+    if small.model.reads is not None:
+        large = _keeping(large, small)
+    if order is not None:
+        small = small._replace(name=name, model=assisted(small.model, order))
+    return Pair(large, small)
 
 
 def shared_vocabulary(pair: Pair) -> int:

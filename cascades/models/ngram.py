@@ -4,8 +4,9 @@ A drafter with no weights, for a verifier that has no small sibling: code, summa
 question repeat themselves often (the idea is apoorvumang/prompt-lookup-decoding's).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -66,19 +67,68 @@ def ngram(vocab_size: int, context_length: int, order: int = 3) -> Model:
         params: Params, tokens: Int[Array, "b s"], cache: History, select: Int[Array, " b"] | None = None
     ) -> tuple[Output, History]:
         del params
-        s = tokens.shape[1]
-        positions = cache.length[:, None] + jnp.arange(s, dtype=jnp.int32)[None, :]
-        rows = jnp.arange(tokens.shape[0], dtype=jnp.int32)[:, None]
-        history = cache.tokens.at[rows, positions].set(tokens, mode="drop")
-        if select is not None:
-            positions = jnp.take_along_axis(positions, select[:, None], axis=1, mode="clip")
+        history, positions = _written(cache, tokens, select)
         following, matched = find(history, positions, order)
         score = jnp.asarray(scores)[matched][:, :, None]
         vocabulary = jnp.arange(vocab_size, dtype=jnp.int32)[None, None, :]
         logits = jnp.where(vocabulary == following[:, :, None], score, jnp.float32(0))
-        return Output(logits), kv.rewind(cache._replace(tokens=history), cache.length + s)
+        return Output(logits), History(history, cache.length + tokens.shape[1])
 
     return Model(vocab_size, context_length, init, init_cache, prefill, extend)
+
+
+class Assisted(NamedTuple):
+    """The cache of `assisted`: tokens as in `History`, and the other model's cache, of which `length` decides too."""
+
+    tokens: Int[Array, "b t"]
+    inner: Any
+    length: Int[Array, " b"]
+
+
+def assisted(model: Model, order: int = 6) -> Model:
+    """Returns a drafter that also looks the row's last `order` tokens up in the row itself.
+
+    Its distribution is the model's mixed with the token that followed the longest ending that occurred before. That
+    token weighs 0.9 (1 - 1 / m) where m tokens matched: about as often as it was right in answers of SmolLM2-135M (50%
+    for two, 57% for three, 77% for six and more), which a small drafter alone seldom is.
+    """
+    looked_up = ngram(model.vocab_size, model.context_length, order)
+
+    def init_cache(batch: int, slots: int) -> Assisted:
+        tokens, length = looked_up.init_cache(batch, slots)
+        return Assisted(tokens, model.init_cache(batch, slots), length)
+
+    def prefill(
+        params: Params, tokens: Int[Array, "b s"], lengths: Int[Array, " b"], cache: Assisted, *features
+    ) -> Assisted:
+        history = looked_up.prefill({}, tokens, lengths, History(cache.tokens, cache.length))
+        return Assisted(history.tokens, model.prefill(params, tokens, lengths, cache.inner, *features), lengths)
+
+    def extend(
+        params: Params, tokens: Int[Array, "b s"], cache: Assisted, select: Int[Array, " b"] | None = None, **given
+    ) -> tuple[Output, Assisted]:
+        output, inner = model.extend(params, tokens, kv.rewind(cache.inner, cache.length), select, **given)
+        history, positions = _written(History(cache.tokens, cache.length), tokens, select)
+        following, matched = find(history, positions, order)
+        weight = jnp.where(matched > 0, 0.9 * (1 - 1 / jnp.maximum(matched, 1)), 0.0)[:, :, None]
+        one = jnp.arange(model.vocab_size, dtype=jnp.int32)[None, None, :] == following[:, :, None]
+        mixed = (1 - weight) * jax.nn.softmax(output.logits) + jnp.where(one, weight, 0.0)
+        logits = jnp.log(jnp.maximum(mixed, 1e-30))
+        return output._replace(logits=logits), Assisted(history, inner, cache.length + tokens.shape[1])
+
+    return model._replace(init_cache=init_cache, prefill=prefill, extend=extend)
+
+
+def _written(
+    cache: History, tokens: Int[Array, "b s"], select: Int[Array, " b"] | None
+) -> tuple[Int[Array, "b t"], Int[Array, "b _"]]:
+    """The row's tokens with the new ones, and the positions of these or of the selected one."""
+    positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    rows = jnp.arange(tokens.shape[0], dtype=jnp.int32)[:, None]
+    history = cache.tokens.at[rows, positions].set(tokens, mode="drop")
+    if select is not None:
+        positions = jnp.take_along_axis(positions, select[:, None], axis=1, mode="clip")
+    return history, positions
 
 
 def find(

@@ -10,8 +10,10 @@ import pytest
 from cascades import cache as kv
 from cascades.errors import UserError
 from cascades.models import ngram
+from cascades.models.ngram import assisted
+from cascades.testing import table_model
 
-VOCAB = 7
+VOCAB, V = 7, 12
 
 
 def reference(tokens: list[int], order: int) -> tuple[int | None, int]:
@@ -136,3 +138,30 @@ def test_bad_arguments_are_named():
     with pytest.raises(UserError, match="does not fit"):
         model = ngram(VOCAB, 64)
         model.prefill({}, jnp.zeros((1, 9), jnp.int32), jnp.asarray([3], jnp.int32), model.init_cache(1, 8))
+
+
+def test_an_assisted_model_mixes_in_what_it_finds_by_how_much_matched():
+    inner = table_model(V)
+    params = inner.init(jax.random.key(0))
+    model = assisted(inner, order=3)
+    tokens = jnp.asarray([[1, 2, 3, 4, 1, 2], [5, 6, 5, 7, 8, 9]], jnp.int32)
+    output, _ = model.extend(params, tokens, model.init_cache(2, 8))
+    alone, _ = inner.extend(params, tokens, inner.init_cache(2, 8))
+    found, q = jax.nn.softmax(output.logits), jax.nn.softmax(alone.logits)
+    expected = 0.55 * q[0, 5] + 0.45 * jax.nn.one_hot(3, V)  # 1 2 -> 3: two tokens matched
+    np.testing.assert_allclose(found[0, 5], expected, atol=1e-6)
+    np.testing.assert_allclose(found[1], q[1], atol=1e-6)  # nothing matched, or one token, which says too little
+
+
+def test_an_assisted_model_is_rewound_with_its_own_tokens():
+    inner = table_model(V)
+    params = inner.init(jax.random.key(0))
+    model = assisted(inner, order=3)
+    tokens = jnp.asarray([[1, 2, 3, 4, 1, 2, 3, 1]], jnp.int32)
+    whole, _ = model.extend(params, tokens, model.init_cache(1, 16))
+    cache = model.prefill(params, tokens[:, :4], jnp.asarray([3], jnp.int32), model.init_cache(1, 16))
+    wrong, cache = model.extend(params, jnp.asarray([[4, 9, 9]], jnp.int32), cache, select=jnp.asarray([0], jnp.int32))
+    np.testing.assert_allclose(wrong.logits[0, 0], whole.logits[0, 3], atol=1e-5)
+    found, cache = model.extend(params, tokens[:, 4:], kv.rewind(cache, jnp.asarray([4], jnp.int32)))
+    np.testing.assert_allclose(found.logits[0], whole.logits[0, 4:], atol=1e-5)
+    assert int(cache.length[0]) == 8
