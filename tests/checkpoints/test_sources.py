@@ -35,6 +35,13 @@ def test_an_unknown_form(uri):
         checkpoints.resolve(uri)
 
 
+def test_a_drafter_that_comes_with_the_package():
+    path = checkpoints.resolve("shipped://smollm2-135m-eagle")
+    assert (path / "cascades.json").is_file() and checkpoints.read_config(path).reads_features
+    with pytest.raises(UserError, match="no drafter 'smollm3' comes with this package: there is smollm2-135m-eagle"):
+        checkpoints.resolve("shipped://smollm3")
+
+
 def test_the_cache_can_be_moved(tmp_path, monkeypatch):
     monkeypatch.setenv("CASCADES_CACHE", "")
     assert checkpoints.cache_directory() == pathlib.Path.home() / ".cache" / "cascades"

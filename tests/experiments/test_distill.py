@@ -117,11 +117,17 @@ def test_a_drafter_that_reads_hidden_states_learns_and_changes_nothing_that_is_l
     assert after > before + 0.03
     drafter, ids = str(tmp_path / "run" / "drafter"), []
     prompts = [f"--prompt=the fox {n}" for n in range(3)]
-    for name, method in (("alone", {"METHOD": "verifier_only"}), ("pair", {"RULE": "@lossless", "DRAFTER": drafter})):
+    methods = {
+        "alone": {"METHOD": "verifier_only"},
+        "pair": {"DRAFTER": drafter},
+        "both": {"DRAFTER": f"ngram://3+{drafter}"},
+    }
+    for name, method in methods.items():
         output = tmp_path / f"{name}.ids.jsonl"
+        method |= {"RULE": "@lossless"}
         assert tiny.launch(*tiny.pair(tiny_files, **method), *prompts, f"--output={output}") == 0
         ids.append([line["token_ids"] for line in tiny.lines(output)])
-    assert ids[0] == ids[1]
+    assert ids[0] == ids[1] == ids[2]
     capsys.readouterr()
     for method in ("drafter_only", "sequence_cascade"):
         assert tiny.launch(*tiny.pair(tiny_files, DRAFTER=drafter, METHOD=method), "--prompt=x") == 2
