@@ -113,8 +113,7 @@ def distill(
         soft_wrap=True,
     )
     if recall and not hosts.several():
-        each = {"train": train, "held_out": aside}
-        train, aside = (_recalled(trainee, part, sizes, folder, name, err) for name, part in each.items())
+        train, aside = (_recalled(trainee, part, sizes, folder / "recall", err) for part in (train, aside))
     answer = None
     if on_policy:
         if trainee.model.reads is not None:
@@ -139,23 +138,21 @@ def _recalled(
     examples: list[data.Example],
     sizes: Sizes,
     folder: pathlib.Path,
-    name: str,
     err: Console,
 ) -> list[data.Example]:
     """The examples with what the verifier makes of them, behind a bar."""
-    found, path = trainee.learner, folder / "recall" / f"{name}.bf16"
-    path.parent.mkdir(exist_ok=True)
+    found = trainee.learner
     assert found.teach is not None
-    columns = (TextColumn("the verifier reads"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-        bar = progress.add_task(name, total=len(examples))
+        bar = progress.add_task("the verifier reads", total=len(examples))
         return recall_all(
             examples,
             sizes.batch,
             trainee.width,
             found.teach,
             found.teacher,
-            path,
+            folder,
             prompts=trainee.model.reads is not None,
             progress=lambda more: progress.advance(bar, more),
         )

@@ -31,7 +31,7 @@ def answers_of(
         answer = jnp.take_along_axis(tokens, jnp.minimum(at, slots - 1), axis=1)
         # A row without a weight is padding of a batch.
         there = (at < length[:, None]) & jnp.any(batch.weight > 0, axis=1)[:, None]
-        return batch._replace(answer=jnp.where(there, answer, 0), weight=there.astype(jnp.float32))
+        return Batch(batch.prompt, batch.length, jnp.where(there, answer, 0), there.astype(jnp.float32))
 
     def answer(params: Params, batch: Batch, key: Key[Array, ""]) -> Batch:
         batch = jax.tree.map(jnp.asarray, batch)

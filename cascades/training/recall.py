@@ -1,5 +1,6 @@
 """What a verifier makes of every example, read once and kept in a file: most of a step is the verifier's pass."""
 
+import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -8,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cascades.errors import UserError
 from cascades.training.data import Batch, Example, Sizes, Taught, padded
 from cascades.typing import Params
 
 _ROUND_UP = 64  # rows of similar examples are as long, so that few shapes are compiled
-_KEPT = jnp.bfloat16
+_KEPT = jnp.dtype(jnp.bfloat16)
 
 
 def recalled(
@@ -21,54 +23,78 @@ def recalled(
     width: int,
     teach: Callable[[Params, Batch], Batch],
     params: Params,
-    path: pathlib.Path,
+    folder: pathlib.Path,
     *,
     prompts: bool,
     progress: Callable[[int], None],
 ) -> list[Example]:
     """Returns the examples with what a teacher makes of them, from a file that is written at the first call.
 
+    The file holds bfloat16 `[tokens, d]`, the longest examples first, and grows by whole passes: a call that was
+    interrupted is gone on with.
+
     Args:
       rows: examples of one pass. width: numbers of a hidden state. teach: see `learner.Learner`; compiled for a few
-        shapes. path: the file, of bfloat16 `[tokens, d]`, which appears when it is whole. prompts: whether hidden
-        states of prompts are kept too. progress: is told how many examples more were read.
+        shapes. folder: where the file is, under a name that tells what was read. prompts: whether hidden states of
+        prompts are kept too. progress: is told how many examples more were read.
+
+    Raises:
+      UserError: the file cannot be written.
     """
-    counts = [(len(each.prompt) - 1 if prompts else 0) + len(each.answer) for each in examples]
+    order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].prompt), -len(examples[i].answer), i))
+    counts = np.asarray([(len(examples[i].prompt) - 1 if prompts else 0) + len(examples[i].answer) for i in order])
     ends = np.cumsum(counts)
-    shape = int(ends[-1]), width
-    if not path.is_file() or path.stat().st_size != np.prod(shape) * jnp.dtype(_KEPT).itemsize:
-        scratch = path.with_suffix(".partial")
-        store = np.memmap(scratch, _KEPT, "w+", shape=shape)
-        order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].prompt), -len(examples[i].answer), i))
-        for first in range(0, len(order), rows):
-            group = order[first : first + rows]
-            _read(
-                [examples[i] for i in group], [store[ends[i] - counts[i] : ends[i]] for i in group], rows, teach, params
-            )
-            progress(len(group))
-        store.flush()
-        del store
-        os.replace(scratch, path)
-    kept = np.memmap(path, _KEPT, "r", shape=shape)
-    found = []
-    for each, count, end in zip(examples, counts, ends, strict=True):
-        states, answer = kept[end - count : end], len(each.answer)
+    text = hashlib.sha256(repr((prompts, width, [each[:2] for each in examples])).encode()).hexdigest()[:12]
+    path = folder / f"{text}.bf16"
+    if path.is_file():
+        progress(len(examples))
+    else:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(examples, order, counts, ends * width * _KEPT.itemsize, rows, teach, params, path, progress)
+        except OSError as error:
+            size = ends[-1] * width * _KEPT.itemsize / 1e9
+            raise UserError(
+                f"the verifier's hidden states ({size:.1f} GB) could not be written to {folder}: {error.strerror}; "
+                "make room and run the same command again, or set RECALL=False"
+            ) from None
+    kept = np.memmap(path, _KEPT, "r", shape=(int(ends[-1]), width))
+    found = list(examples)
+    for i, count, end in zip(order, counts, ends, strict=True):
+        states, answer = kept[end - count : end], len(examples[i].answer)
         before = states[: count - answer] if prompts else None
-        found.append(each._replace(taught=Taught(before, states[count - answer :])))  # pyright: ignore[reportArgumentType]
+        taught = Taught(before, states[count - answer :])  # pyright: ignore[reportArgumentType]
+        found[i] = examples[i]._replace(taught=taught)
     return found
 
 
-def _read(group: list[Example], places: list[np.ndarray], rows: int, teach, params: Params) -> None:
-    """Writes what the teacher makes of some examples to their places."""
-    widest = Sizes(
-        rows, *(_up(max(len(part) for part in parts)) for parts in zip(*(each[:2] for each in group), strict=True))
-    )
-    taught = jax.device_get(teach(params, jax.tree.map(jnp.asarray, padded(group, widest))).taught)
-    for row, (each, place) in enumerate(zip(group, places, strict=True)):
-        answer = len(each.answer)
-        if len(place) > answer:
-            place[:-answer] = taught.prompt[row, : len(place) - answer]
-        place[len(place) - answer :] = taught.answer[row, :answer]
+def _write(examples, order, counts, ends, rows, teach, params, path: pathlib.Path, progress) -> None:
+    """Writes the file, from the first pass on that is not in it; `ends`: of the examples in it, in bytes."""
+    scratch = path.with_suffix(".partial")
+    with open(scratch, "ab") as file:
+        done = int(np.searchsorted(ends, file.tell(), side="right")) // rows * rows
+        file.truncate(int(ends[done - 1]) if done else 0)
+        progress(done)
+        for first in range(done, len(order), rows):
+            group = slice(first, first + rows)
+            found = _read([examples[i] for i in order[group]], counts[group], rows, teach, params)
+            file.write(found.astype(_KEPT).tobytes())
+            file.flush()
+            progress(len(order[group]))
+    os.replace(scratch, path)
+
+
+def _read(group: list[Example], counts: np.ndarray, rows: int, teach, params: Params) -> np.ndarray:
+    """Returns what the teacher makes of some examples, `[tokens, d]`, one behind the other."""
+    sizes = Sizes(rows, _up(max(len(each.prompt) for each in group)), _up(max(len(each.answer) for each in group)))
+    batch = jax.tree.map(jnp.asarray, padded(group, sizes))
+    taught = jax.device_get(teach(params, batch).taught)
+    parts = []
+    for row, (each, count) in enumerate(zip(group, counts, strict=True)):
+        if before := count - len(each.answer):
+            parts.append(taught.prompt[row, :before])
+        parts.append(taught.answer[row, : len(each.answer)])
+    return np.concatenate(parts)
 
 
 def _up(value: int) -> int:

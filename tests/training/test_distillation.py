@@ -1,13 +1,17 @@
 """What a verifier tells a drafter: hidden states read once and kept, and scores of the tokens that it can say."""
 
+import errno
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cascades.errors import UserError
 from cascades.models import DecoderConfig, build
 from cascades.models.layers import MASKED
-from cascades.training import distillation, losses
+from cascades.training import distillation, losses, policy
 from cascades.training.data import Example, Sizes, padded
 from cascades.training.recall import recalled
 from cascades.training.step import along_answers
@@ -42,15 +46,16 @@ def teach(verifier):
     return jax.jit(distillation.teach(verifier[0], True))
 
 
-@pytest.mark.parametrize("prompts", [True, False])
-def test_what_is_recalled_is_what_the_verifier_says(examples, verifier, teach, tmp_path, prompts):
-    read, path = [], tmp_path / "kept.bf16"
-    found = recalled(examples, 2, D, teach, verifier[1], path, prompts=prompts, progress=read.append)
-    assert sum(read) == len(examples)
+def recall(examples, teach, params, folder, prompts=True, read=None):
+    progress = (lambda more: None) if read is None else read.append
+    return recalled(examples, 2, D, teach, params, folder, prompts=prompts, progress=progress)
+
+
+def check(found, examples, teach, params, prompts):
+    """Against a pass over each batch, in another shape than the one that was kept."""
     for first in range(0, len(examples), 2):
         ours = padded(found[first : first + 2], SIZES).taught
-        batch = padded(examples[first : first + 2], SIZES)
-        theirs = teach(verifier[1], jax.tree.map(jnp.asarray, batch)).taught
+        theirs = teach(params, jax.tree.map(jnp.asarray, padded(examples[first : first + 2], SIZES))).taught
         assert (ours.prompt is not None) is prompts
         for row, each in enumerate(examples[first : first + 2]):
             at = slice(0, len(each.answer))
@@ -60,14 +65,62 @@ def test_what_is_recalled_is_what_the_verifier_says(examples, verifier, teach, t
                 np.testing.assert_allclose(ours.prompt[row, at].astype(np.float32), theirs.prompt[row, at], rtol=1e-2)
 
 
-def test_it_is_read_once_and_again_if_the_file_is_another_runs(examples, verifier, teach, tmp_path):
-    read, path = [], tmp_path / "kept.bf16"
+@pytest.mark.parametrize("prompts", [True, False])
+def test_what_is_recalled_is_what_the_verifier_says(examples, verifier, teach, tmp_path, prompts):
+    read = []
+    found = recall(examples, teach, verifier[1], tmp_path / "recall", prompts, read)
+    assert sum(read) == len(examples)
+    check(found, examples, teach, verifier[1], prompts)
 
-    def again(part):
-        recalled(part, 2, D, teach, verifier[1], path, prompts=True, progress=read.append)
-        return sum(read)
 
-    assert [again(examples), again(examples), again(examples[:3])] == [5, 5, 8]
+def test_it_is_read_once_and_other_text_anew(examples, verifier, teach, tmp_path):
+    passes = []
+
+    def counted(params, batch):
+        passes.append(batch)
+        return teach(params, batch)
+
+    for part, expected in ((examples, 3), (examples, 3), (examples[:3], 5)):
+        check(recall(part, counted, verifier[1], tmp_path), part, teach, verifier[1], True)
+        assert len(passes) == expected
+
+
+@pytest.mark.parametrize("torn", [0, 7])
+def test_an_interrupted_reading_goes_on_where_it_was(examples, verifier, teach, tmp_path, torn):
+    passes = []
+
+    def broken(params, batch):
+        passes.append(batch)
+        if len(passes) == 3:
+            raise KeyboardInterrupt
+        return teach(params, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        recall(examples, broken, verifier[1], tmp_path)
+    (partial,) = tmp_path.glob("*.partial")
+    with open(partial, "ab") as file:
+        file.write(b"x" * torn)
+    read = []
+    found = recall(examples, broken, verifier[1], tmp_path, read=read)
+    assert len(passes) == 4 and read == [4, 1]
+    check(found, examples, teach, verifier[1], True)
+
+
+def test_a_full_disk_is_told(examples, verifier, teach, tmp_path, monkeypatch):
+    def full(*given):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="could not be written to .*: No space left on device; make room"):
+        recall(examples, teach, verifier[1], tmp_path)
+
+
+def test_what_a_drafter_wrote_itself_is_not_taken_for_what_was_recalled(examples, verifier, teach, tmp_path):
+    model, params = verifier
+    batch = padded(recall(examples, teach, params, tmp_path)[:2], SIZES)
+    assert batch.taught is not None
+    answer = policy.answers_of(build(VERIFIER), V, (), SIZES.prompt + SIZES.answer, 1.0)
+    assert answer(params, batch, jax.random.key(0)).taught is None
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
