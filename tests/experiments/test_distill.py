@@ -126,8 +126,8 @@ def test_a_drafter_that_reads_hidden_states_learns_and_changes_nothing_that_is_l
         output = tmp_path / f"{name}.ids.jsonl"
         method |= {"RULE": "@lossless"}
         assert tiny.launch(*tiny.pair(tiny_files, **method), *prompts, f"--output={output}") == 0
-        ids.append([line["token_ids"] for line in tiny.lines(output)])
-    assert ids[0] == ids[1] == ids[2]
+        ids.append({line["prompt"]: line["token_ids"] for line in tiny.lines(output)})  # a line as each ends
+    assert ids[0] == ids[1] == ids[2] and len(ids[0]) == len(prompts)
     capsys.readouterr()
     for method in ("drafter_only", "sequence_cascade"):
         assert tiny.launch(*tiny.pair(tiny_files, DRAFTER=drafter, METHOD=method), "--prompt=x") == 2
