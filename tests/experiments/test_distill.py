@@ -64,7 +64,7 @@ def acceptance(tiny_files, drafter, tmp_path, name):
     """Of a drafter through the decoding loop, lossless, at temperature 1."""
     output = tmp_path / f"{name}.jsonl"
     knobs = tiny.pair(tiny_files, DRAFTER=str(drafter), RULE="@lossless", TEMPERATURE=1.0, LOOKAHEAD="@fixed()")
-    assert tiny.launch(*knobs, *(f"--prompt=the fox {n}" for n in range(8)), f"--output={output}") == 0
+    assert tiny.launch(*knobs, *(f"--prompt=the fox {n}" for n in range(32)), f"--output={output}") == 0
     stats = [line["stats"] for line in tiny.lines(output)]
     return sum(each["accepted"] for each in stats) / sum(each["drafted"] for each in stats)
 
@@ -80,7 +80,7 @@ def test_it_raises_acceptance_and_the_loop_takes_its_drafter(tiny_files, knobs, 
     assert last["loss"] < 0.5 * first["loss"]
     assert 1 - last["acceptance"] < 0.85 * (1 - first["acceptance"])
     before, after = (acceptance(tiny_files, tmp_path / name / "drafter", tmp_path, name) for name in ("begun", "run"))
-    assert after > before + 0.03
+    assert after > before + 0.02
     assert any((tmp_path / "run" / "tensorboard").iterdir())
 
 
@@ -114,7 +114,7 @@ def test_a_drafter_that_reads_hidden_states_learns_and_changes_nothing_that_is_l
     first, last = tiny.lines(tmp_path / "begun" / "metrics.jsonl")[-1], held_out(tmp_path)[-1]
     assert last["loss"] < 0.6 * first["loss"]
     before, after = (acceptance(tiny_files, tmp_path / name / "drafter", tmp_path, name) for name in ("begun", "run"))
-    assert after > before + 0.03
+    assert after > before + 0.02
     drafter, ids = str(tmp_path / "run" / "drafter"), []
     prompts = [f"--prompt=the fox {n}" for n in range(3)]
     methods = {
