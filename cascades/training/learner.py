@@ -129,4 +129,9 @@ def _placed(batch: Batch, layout: Layout | None, leading: Logical) -> Batch:
     """A batch, or several with an axis in front, on the devices: rows over the data axis of a mesh."""
     if layout is None:
         return jax.tree.map(jnp.asarray, batch)
-    return jax.tree.map(lambda x: jax.device_put(x, layout.sharding((*leading, None)[: x.ndim], x.shape)), batch)
+
+    def place(x):
+        names = (*leading, *(None,) * x.ndim)[: x.ndim]
+        return jax.device_put(x, layout.sharding(names, x.shape))
+
+    return jax.tree.map(place, batch)
