@@ -179,16 +179,18 @@ def test_gradients_of_several_batches_are_those_of_one(knobs, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mesh_of_devices_learns_the_same(knobs, tmp_path, tiny_files):
+@pytest.mark.parametrize("drafter", ["@shallow()", "@eagle()"])
+def test_a_mesh_of_devices_learns_the_same(knobs, tmp_path, tiny_files, drafter):
     """Rows over two of them, weights and their optimizer's state over all four."""
-    assert distill(*knobs(STEPS=3)) == 0
+    more = {"STEPS": 3, "DRAFTER": drafter}
+    assert distill(*knobs(**more), "--gin.eagle.vocabulary=40") == 0
     command = [sys.executable, str(tiny.ROOT / "launch" / "distill.py"), "--config=configs/distill.gin"]
-    arguments = knobs(STEPS=3, OUTPUT_DIR=str(tmp_path / "mesh"), MESH=(2, 2))
+    arguments = [*knobs(OUTPUT_DIR=str(tmp_path / "mesh"), MESH=(2, 2), **more), "--gin.eagle.vocabulary=40"]
     environment = tiny.environment(tiny_files) | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = subprocess.run([*command, *arguments], env=environment, cwd=tiny.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     one, four = curve(tmp_path / "run"), curve(tmp_path / "mesh")
-    assert [each[2] for each in four] == pytest.approx([each[2] for each in one], rel=1e-4)
+    assert [each[2] for each in four] == pytest.approx([each[2] for each in one], rel=1e-3)
 
 
 @pytest.mark.parametrize("loss", ["jensen_shannon", "rejection"])
