@@ -71,7 +71,8 @@ class Model(NamedTuple):
       logits: the last token of a prompt is not part of it, but the first token of the first round. A model that reads
       features is given them as a fifth argument, as in `Extend`.
     extend: see `Extend`.
-    score: `(params, features[b, s, d]) -> logits[b, s, v]`: the scores that hidden states stand for.
+    score: `(params, features[b, s, d], tokens[m] = None) -> logits[b, s, v]`: the scores that hidden states stand for;
+      of some tokens alone, `[b, s, m]`, where the weights are plain arrays.
     start: the token that the answers of an encoder–decoder begin with; such a model reads a prompt by `prefill` alone.
       None for a decoder, which goes on with the prompt.
     reads: width of the features that a drafter reads beside tokens: those that the verifier's cache keeps and, while it
@@ -85,5 +86,5 @@ class Model(NamedTuple):
     prefill: Callable[..., Cache]
     extend: Callable[..., tuple[Output, Cache]]
     start: int | None = None
-    score: Callable[[Params, Float[Array, "b s d"]], Float[Array, "b s v"]] | None = None
+    score: Callable[..., Float[Array, "b s v"]] | None = None
     reads: int | None = None

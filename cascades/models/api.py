@@ -74,8 +74,10 @@ def decoder(
         x = _selected(x, select)
         return Output(module.logits(x, constrain), x), cache
 
-    def score(params: Params, features: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
-        return nnx.merge(graph, params).logits(features, constrain)
+    def score(
+        params: Params, features: Float[Array, "b s d"], tokens: Int[Array, " m"] | None = None
+    ) -> Float[Array, "b s v"]:
+        return nnx.merge(graph, params).logits(features, constrain, tokens)
 
     reads = config.d_model if config.reads_features else None
     return Model(
@@ -114,8 +116,10 @@ def encoder_decoder(config: T5Config, dtype=jnp.float32, layout: Layout | None =
         x = _selected(x, select)
         return Output(module.logits(x, constrain), x), cache
 
-    def score(params: Params, features: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
-        return nnx.merge(graph, params).logits(features, constrain)
+    def score(
+        params: Params, features: Float[Array, "b s d"], tokens: Int[Array, " m"] | None = None
+    ) -> Float[Array, "b s v"]:
+        return nnx.merge(graph, params).logits(features, constrain, tokens)
 
     return Model(config.vocab_size, config.context_length, init, init_cache, prefill, extend, config.start, score=score)
 

@@ -185,16 +185,25 @@ class Decoder(nnx.Module):
             kept = constrain(kept, layers.CACHE)
         return x, kv.KVCache(tuple(keys), tuple(values), cache.length + s, kept)
 
-    def logits(self, x: Float[Array, "b s d"], constrain: Constrain = anywhere) -> Float[Array, "b s v"]:
-        """Scores of the next token, float32."""
-        matrix = self.embed.embedding if self.config.tied_head else self.head.kernel
-        logits = constrain(layers.contract(self.final_norm(x), matrix.get_value(), out_dtype=jnp.float32), LOGITS)
+    def logits(
+        self, x: Float[Array, "b s d"], constrain: Constrain = anywhere, tokens: Int[Array, " m"] | None = None
+    ) -> Float[Array, "b s v"]:
+        """Scores of the next token, float32; of `tokens` alone where they are given, `[b, s, m]`."""
+        matrix = (self.embed.embedding if self.config.tied_head else self.head.kernel).get_value()
+        known = self.head_ids.get_value() if self.config.head_tokens else None
+        places = tokens
+        if tokens is not None:
+            if known is not None:
+                places = jnp.clip(jnp.searchsorted(known, tokens), max=known.size - 1)
+            matrix = matrix[places]
+        logits = constrain(layers.contract(self.final_norm(x), matrix, out_dtype=jnp.float32), LOGITS)
         logits = layers.softcap(logits, self.config.final_softcap)
-        if self.config.head_tokens:
-            nowhere = jnp.full((*logits.shape[:2], self.config.vocab_size), layers.MASKED, jnp.float32)
-            places = self.head_ids.get_value()
-            logits = nowhere.at[:, :, places].set(logits, unique_indices=True, indices_are_sorted=True)
-        return logits
+        if known is None:
+            return logits
+        if tokens is not None:
+            return jnp.where(known[places] == tokens, logits, layers.MASKED)
+        nowhere = jnp.full((*logits.shape[:2], self.config.vocab_size), layers.MASKED, jnp.float32)
+        return nowhere.at[:, :, known].set(logits, unique_indices=True, indices_are_sorted=True)
 
     def views(
         self, positions: Int[Array, "b s"], slots: int | None, constrain: Constrain, kernel: Callable[..., Array] | None

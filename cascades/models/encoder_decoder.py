@@ -198,13 +198,16 @@ class EncoderDecoder(nnx.Module):
             x = x + block.mlp(block.mlp_norm(x), constrain)
         return x, cache._replace(keys=tuple(keys), values=tuple(values), length=cache.length + s)
 
-    def logits(self, x: Float[Array, "b s d"], constrain: Constrain) -> Float[Array, "b s v"]:
-        """Scores of the next token, float32."""
+    def logits(
+        self, x: Float[Array, "b s d"], constrain: Constrain, tokens: Int[Array, " m"] | None = None
+    ) -> Float[Array, "b s v"]:
+        """Scores of the next token, float32; of `tokens` alone where they are given, `[b, s, m]`."""
         x = self.decoder_norm(x)
         if self.config.scaled_head:
             x = x * jnp.asarray(self.config.d_model**-0.5, x.dtype)
-        matrix = self.embed["embedding"] if self.config.tied_head else self.head.kernel
-        return constrain(layers.contract(x, matrix.get_value(), out_dtype=jnp.float32), LOGITS)
+        matrix = (self.embed["embedding"] if self.config.tied_head else self.head.kernel).get_value()
+        matrix = matrix if tokens is None else matrix[tokens]
+        return constrain(layers.contract(x, matrix, out_dtype=jnp.float32), LOGITS)
 
     def _look_up(self, tokens: Int[Array, "b s"], constrain: Constrain) -> Float[Array, "b s d"]:
         return constrain(layers.lookup(self.embed["embedding"].get_value(), tokens), HIDDEN)

@@ -22,14 +22,17 @@ class Example(NamedTuple):
 
 
 class Taught(NamedTuple):
-    """Hidden states of a teacher along a batch.
+    """What a teacher makes of a batch.
 
-    prompt: `[b, s, d]`, of the prompts' tokens but the last; None where nobody reads them. answer: `[b, n, d]`: number
-    i scores token i of the answer.
+    prompt: its hidden states `[b, s, d]` of the prompts' tokens but the last; None where nobody reads them. answer:
+    `[b, n, d]`: number i scores token i of the answer. total: float32 `[b, n]`, log of the sum of the exponentials of
+    these scores. favourite: int32 `[b, n]`, the token with the highest.
     """
 
     prompt: Float[Array, "b s d"] | None
     answer: Float[Array, "b n d"]
+    total: Float[Array, "b n"]
+    favourite: Int[Array, "b n"]
 
 
 class Batch(NamedTuple):
@@ -124,14 +127,16 @@ def _taught(examples: Sequence[Example], sizes: Sizes) -> Taught | None:
     if not rows or rows[0] is None:
         return None
 
-    def stacked(width: int, parts: list[Any]) -> Any:
-        found = np.zeros((sizes.batch, width, parts[0].shape[1]), parts[0].dtype)
+    def stacked(width: int, parts: Sequence[Any]) -> Any:
+        if parts[0] is None:
+            return None
+        found = np.zeros((sizes.batch, width, *parts[0].shape[1:]), parts[0].dtype)
         for row, part in enumerate(parts):
             found[row, : len(part)] = part
         return found
 
-    prompt = None if rows[0].prompt is None else stacked(sizes.prompt, [row.prompt for row in rows if row])
-    return Taught(prompt, stacked(sizes.answer, [row.answer for row in rows if row]))
+    prompt, *along = zip(*(row for row in rows if row), strict=True)
+    return Taught(stacked(sizes.prompt, prompt), *(stacked(sizes.answer, parts) for parts in along))
 
 
 def held_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -21,7 +21,7 @@ from cascades.training import drafters, learner, losses
 from cascades.training.data import Batch, Example, Taught
 from cascades.training.learner import Learner
 from cascades.training.step import Measure, State, along_answers, fed
-from cascades.typing import Array, Cache, Float, Int, Key, Model, Output, Params
+from cascades.typing import Array, Cache, Float, Key, Model, Output, Params
 
 OWN_FEATURES = 0.5  # share of tokens at which a drafter that reads hidden states trains on its own
 
@@ -71,20 +71,22 @@ def prepare(
         dtype=dtype,
         frozen=begun.frozen,
         teacher=teacher.params,
-        teach=teach(large, reads),
+        teach=teach(large, size, reads),
         layout=layout,
     )
     return Trainee(found, small, size, begun.shared, teacher.config.d_model), state
 
 
-def teach(verifier: Model, reads: bool) -> Callable[[Params, Batch], Batch]:
-    """Returns what adds the verifier's hidden states to a batch; `reads`: those of prompts too."""
+def teach(verifier: Model, vocabulary: int, reads: bool) -> Callable[[Params, Batch], Batch]:
+    """Returns what adds to a batch what the verifier makes of it; `reads`: its hidden states of prompts too."""
 
     def taught(params: Params, batch: Batch) -> Batch:
         output, cache = along_answers(verifier, params, batch)
         prompt = cache.features[:, 0, : batch.prompt.shape[1]] if reads else None
         assert output.features is not None, "models with weights have hidden states"
-        return batch._replace(taught=Taught(prompt, output.features))
+        scores = output.logits[:, :, :vocabulary]
+        total, favourite = jax.nn.logsumexp(scores, axis=-1), jnp.argmax(scores, axis=-1).astype(jnp.int32)
+        return batch._replace(taught=Taught(prompt, output.features, total, favourite))
 
     return taught
 
@@ -97,32 +99,35 @@ def against(verifier: Model, drafter: Model, vocabulary: int, loss: losses.Loss)
     """
 
     def measure(params: Params, teacher: Params, batch: Batch):
-        assert verifier.score and batch.taught, "a verifier has scored the batch"
+        taught = batch.taught
+        assert verifier.score and drafter.score and taught, "a verifier has scored the batch"
         read = along_answers if drafter.reads is None else reading
-        ours = read(drafter, params, batch)[0].logits[:, :, :vocabulary]
-        theirs = lax.stop_gradient(verifier.score(teacher, batch.taught.answer)[:, :, :vocabulary])
-        favourite = jnp.argmax(theirs, axis=-1)
+        output = read(drafter, params, batch)[0]
         ids = params.get("head_ids")
-        if ids is not None and not getattr(loss, "whole", False):
-            ours, theirs = _columns(ours, theirs, ids)
-            chosen = ids[jnp.argmax(ours[..., :-1], axis=-1)]
-        else:
+        if ids is None or getattr(loss, "whole", False):
+            ours = output.logits[:, :, :vocabulary]
+            theirs = lax.stop_gradient(verifier.score(teacher, taught.answer)[:, :, :vocabulary])
             chosen = jnp.argmax(ours, axis=-1)
+        else:
+            # Beside the tokens that the drafter can say, no loss asks for more than the sum of all the others.
+            ours = drafter.score(params, output.features, ids)
+            theirs = lax.stop_gradient(verifier.score(teacher, taught.answer, ids))
+            chosen = ids[jnp.argmax(ours, axis=-1)]
+            ours = jnp.pad(ours, ((0, 0), (0, 0), (0, 1)), constant_values=MASKED)
+            theirs = jnp.concatenate([theirs, _others(theirs, taught.total)[:, :, None]], axis=-1)
         return {
             "loss": loss(ours, theirs),
             "acceptance": 1 - losses.total_variation(ours, theirs),
-            "agreement": (chosen == favourite).astype(jnp.float32),
+            "agreement": (chosen == taught.favourite).astype(jnp.float32),
         }
 
     return measure
 
 
-def _columns(ours: Float[Array, "b n v"], theirs: Float[Array, "b n v"], ids: Int[Array, " m"]):
-    """Both logits of the tokens `ids`, and in one more column the sum of the others: no loss asks for more."""
-    said = jnp.zeros((theirs.shape[-1],), bool).at[ids].set(True)
-    rest = jax.nn.logsumexp(jnp.where(said, MASKED, theirs), axis=-1, keepdims=True)
-    ours, theirs = (jnp.take(each, ids, axis=-1) for each in (ours, theirs))
-    return jnp.pad(ours, ((0, 0), (0, 0), (0, 1)), constant_values=MASKED), jnp.concatenate([theirs, rest], axis=-1)
+def _others(some: Float[Array, "b n m"], total: Float[Array, "b n"]) -> Float[Array, "b n"]:
+    """Log of the sum of the exponentials of the scores that are not among `some`; `total`: of all."""
+    share = jnp.exp(jax.nn.logsumexp(some, axis=-1) - total)
+    return total + jnp.log1p(-jnp.minimum(share, 1 - 1e-6))  # recalled states are rounded, totals are not
 
 
 def reading(model: Model, params: Params, batch: Batch) -> tuple[Output, Cache]:

@@ -43,7 +43,7 @@ def verifier():
 
 @pytest.fixture(scope="module")
 def teach(verifier):
-    return jax.jit(distillation.teach(verifier[0], True))
+    return jax.jit(distillation.teach(verifier[0], V, True))
 
 
 def recall(examples, teach, params, folder, prompts=True, read=None):
@@ -60,6 +60,8 @@ def check(found, examples, teach, params, prompts):
         for row, each in enumerate(examples[first : first + 2]):
             at = slice(0, len(each.answer))
             np.testing.assert_allclose(ours.answer[row, at].astype(np.float32), theirs.answer[row, at], rtol=1e-2)
+            np.testing.assert_allclose(ours.total[row, at], theirs.total[row, at], rtol=1e-5)
+            np.testing.assert_array_equal(ours.favourite[row, at], theirs.favourite[row, at])
             if prompts:
                 at = slice(0, len(each.prompt) - 1)
                 np.testing.assert_allclose(ours.prompt[row, at].astype(np.float32), theirs.prompt[row, at], rtol=1e-2)
@@ -131,10 +133,13 @@ def test_a_drafter_of_few_tokens_is_compared_as_if_it_had_all(verifier, examples
     small = jax.random.normal(jax.random.key(3), (2, SIZES.answer, ids.size))
     ours = jnp.full((2, SIZES.answer, V), MASKED).at[:, :, ids].set(small)
     batch = jax.tree.map(jnp.asarray, padded(examples[:2], SIZES))
-    batch = distillation.teach(model, False)(params, batch)
+    batch = distillation.teach(model, V, False)(params, batch)
 
     fixed = model._replace(
-        init_cache=lambda rows, slots: None, prefill=lambda *given: None, extend=lambda *given: (Output(ours), None)
+        init_cache=lambda rows, slots: None,
+        prefill=lambda *given: None,
+        extend=lambda *given: (Output(ours), None),
+        score=lambda params, features, tokens: small,
     )
     found = distillation.against(model, fixed, V, loss)({"head_ids": ids}, params, batch)
     theirs = along_answers(model, params, batch)[0].logits
