@@ -12,13 +12,13 @@ from cascades.errors import UserError
 from cascades.experiments import terminal, training_run
 from cascades.experiments.decode import compilation_cache, default_dtype, layouts_of
 from cascades.models import logical_axes
-from cascades.training import data, distillation, learner, losses, policy
+from cascades.training import data, distillation, drafters, learner, losses, policy
 from cascades.training.data import Sizes
 from cascades.training.drafters import Kind
 from cascades.training.recall import recalled as recall_all
 from cascades.training.step import optimizer
 
-NAMED_MODULES = ("cascades.training.drafters", "cascades.training.losses")
+NAMED_MODULES = ("cascades.training.drafters", "cascades.training.architectures", "cascades.training.losses")
 DRAFTER = "drafter"
 
 
@@ -79,8 +79,8 @@ def distill(
     """
     about = dict(locals())
     training_run.check(about)
-    if not callable(drafter):
-        raise UserError(f"DRAFTER must be a kind of drafter, as in @shallow(), not {drafter!r}")
+    if not callable(drafter) or getattr(drafter, "__name__", "") in drafters.__all__:
+        raise UserError(f"DRAFTER must be a kind of drafter with its brackets, as in @shallow(), not {drafter!r}")
     if not callable(loss):
         raise UserError(f"LOSS must be a function of two distributions, as in @forward_kl, not {loss!r}")
     if not isinstance(verifier, str) or not verifier:

@@ -14,7 +14,7 @@ from cascades.errors import UserError
 from cascades.experiments import terminal, training_run
 from cascades.experiments.decode import compilation_cache, default_dtype, layouts_of
 from cascades.models import T5Config, build
-from cascades.training import data, learner, losses
+from cascades.training import architectures, data, learner, losses
 from cascades.training.architectures import Architecture
 from cascades.training.data import Batch, Sizes
 from cascades.training.step import Measure, along_answers, optimizer
@@ -68,8 +68,8 @@ def train(
     """
     about = dict(locals())
     training_run.check(about)
-    if not callable(model):
-        raise UserError(f"MODEL must be a shape, as in @t5() or @decoder(), not {model!r}")
+    if not callable(model) or getattr(model, "__name__", "") in architectures.__all__:
+        raise UserError(f"MODEL must be a shape with its brackets, as in @t5() or @decoder(), not {model!r}")
     if len(keys) != 2 or not all(isinstance(key, str) for key in keys):
         raise UserError(f"KEYS must be two names, of prompt and answer, as in ('prompt', 'text'), not {keys!r}")
     if type(vocabulary) is not int or vocabulary < 300:
@@ -84,6 +84,8 @@ def train(
 
     source = pathlib.Path(tokenizer).expanduser() if tokenizer else folder / TOKENIZER
     encodes = isinstance(model(vocabulary), T5Config)
+    # A T5 scales no attention, so its queries begin small: steps that suit its other arrays would throw them about.
+    change = optimizer(learning_rate, steps, warmup, weight_decay, relative=encodes)
     if tokenizer is None and not source.is_file():
         with err.status("training a SentencePiece model"):
             source.write_bytes(pieces_of(lines, vocabulary, begins=not encodes))
@@ -97,7 +99,7 @@ def train(
         config,
         build(config).init(key),
         next_token(functions, words.vocab_size),
-        optimizer(learning_rate, steps, warmup, weight_decay),
+        change,
         dtype=kind,
         layout=layout,
     )

@@ -16,6 +16,7 @@ from cascades.checkpoints import Checkpoint
 from cascades.checkpoints.sources import tokenizer_directory
 from cascades.errors import UserError
 from cascades.models import Config, DecoderConfig, build, preset
+from cascades.training.architectures import Architecture
 from cascades.typing import Array, Key, Params
 
 __all__ = ["eagle", "own", "shallow"]
@@ -67,9 +68,7 @@ def shallow(layers: Sequence[int] = (0, -1), vocabulary: int | None = None) -> K
         small = dataclasses.replace(config, num_layers=len(chosen), local_layers=local)
         if vocabulary is None:
             return Drafter(small, shared | _wide(trained), frozenset(shared), frozenset(shared))
-        if type(vocabulary) is not int or not 1 <= vocabulary <= config.vocab_size:
-            raise UserError(f"shallow.vocabulary must be from 1 to {config.vocab_size}, or None, not {vocabulary!r}")
-        ids = np.sort(np.argsort(-counts, kind="stable")[:vocabulary]).astype(np.int32)
+        ids = _most_frequent(counts, vocabulary, config.vocab_size)
         matrix = shared["embed"]["embedding"] if config.tied_head else shared["head"]["kernel"]
         trained["head"] = {"kernel": matrix[ids]}
         fixed = {"embed": shared["embed"], "head_ids": jnp.asarray(ids)}
@@ -107,29 +106,45 @@ def eagle(layers: Sequence[int] = (-1,), vocabulary: int | None = 8192) -> Kind:
     return begin
 
 
-def own(uri: str | None = None, architecture: str | None = None) -> Kind:
+def own(uri: str | None = None, architecture: str | Architecture | None = None, vocabulary: int | None = None) -> Kind:
     """A model of its own, all of it trained.
 
     Args:
-      uri: a checkpoint to go on from. architecture: in its place, a name of `models.PRESETS` with random weights.
+      uri: a checkpoint to go on from. architecture: in its place, random weights: a name of `models.PRESETS` or a shape
+        of `training.architectures`. vocabulary: of a decoder with random weights, see `shallow`.
     """
 
     def begin(verifier: Checkpoint, counts: np.ndarray, key: Key[Array, ""]) -> Drafter:
-        del counts
         if (uri is None) == (architecture is None):
             raise UserError("own needs a uri to go on from or an architecture to begin anew, and one of the two")
         if uri is not None:
+            if vocabulary is not None:
+                raise UserError("own.vocabulary is for random weights: a checkpoint keeps its head")
             tokenizer = tokenizers.load(tokenizer_directory(checkpoints.resolve(uri)))
             tokenizers.check_same_vocabulary(tokenizer, tokenizers.load(verifier.path))
             config, params, _ = checkpoints.load(uri, dtype=jnp.float32)
         else:
-            config = preset(architecture or "")
-            config = dataclasses.replace(config, vocab_size=verifier.config.vocab_size)
+            size = verifier.config.vocab_size
+            config = architecture(size) if callable(architecture) else preset(architecture or "")
+            config = dataclasses.replace(config, vocab_size=size)
+            if vocabulary is not None:
+                if not isinstance(config, DecoderConfig):
+                    raise UserError("own.vocabulary is for decoders, and own.architecture is an encoder–decoder")
+                config = dataclasses.replace(config, tied_head=False, head_tokens=vocabulary)
             params = build(config).init(key)
+            if vocabulary is not None:
+                params["head_ids"] = jnp.asarray(_most_frequent(counts, vocabulary, size))
         fixed = {name: params.pop(name) for name in ("head_ids",) if name in params}
         return Drafter(config, fixed | _wide(params), frozenset(fixed))
 
     return begin
+
+
+def _most_frequent(counts: np.ndarray, vocabulary: int, size: int) -> np.ndarray:
+    """The tokens that occur most often, in order of their numbers."""
+    if type(vocabulary) is not int or not 1 <= vocabulary <= size:
+        raise UserError(f"a drafter's vocabulary must be from 1 to {size}, or None, not {vocabulary!r}")
+    return np.sort(np.argsort(-counts, kind="stable")[:vocabulary]).astype(np.int32)
 
 
 def _damped(layers: Params, *, post_norms: bool) -> Params:

@@ -38,12 +38,24 @@ def fed(batch: Batch) -> Int[Array, "b n"]:
     return jnp.concatenate([last, batch.answer[:, :-1]], axis=1)
 
 
-def optimizer(learning_rate: float, steps: int, warmup: int, weight_decay: float) -> optax.GradientTransformation:
-    """AdamW with a linear warm-up and a cosine down to a tenth; gradients are clipped to a norm of 1."""
+def optimizer(
+    learning_rate: float, steps: int, warmup: int, weight_decay: float, *, relative: bool = False
+) -> optax.GradientTransformation:
+    """AdamW with a linear warm-up and a cosine down to a tenth; gradients are clipped to a norm of 1.
+
+    relative: the rate is a share of each array's own size, as in Adafactor (arXiv 1804.04235, section 8), for models
+    whose arrays begin in very different ones.
+    """
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, warmup, max(steps, warmup + 1), learning_rate / 10
     )
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=weight_decay))
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(b2=0.98),
+        optax.scale_by_param_block_rms() if relative else optax.identity(),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(schedule),
+    )
 
 
 Measure = Callable[[Params, Params, Batch], dict[str, Float[Array, "b n"]]]

@@ -206,7 +206,11 @@ def test_a_model_of_its_own_and_one_that_goes_on(knobs, tmp_path, tiny_files):
 
 
 BAD = {
-    "kind": ({"DRAFTER": 3}, "DRAFTER must be a kind of drafter, as in @shallow(), not 3"),
+    "kind": ({"DRAFTER": 3}, "DRAFTER must be a kind of drafter with its brackets, as in @shallow(), not 3"),
+    "brackets": (
+        {"DRAFTER": "@shallow"},
+        "DRAFTER must be a kind of drafter with its brackets, as in @shallow(), not ",
+    ),
     "steps": ({"STEPS": 0}, "STEPS must be a whole number from 1, not 0"),
     "share": ({"ON_POLICY": 1.5}, "ON_POLICY must be a number from 0 to 1, not 1.5"),
     "rate": ({"LEARNING_RATE": -1.0}, "LEARNING_RATE must be a number above 0, not -1.0"),
@@ -230,9 +234,19 @@ def test_layers_that_are_not_there_and_another_vocabulary(knobs, capsys, tiny_fi
     assert distill(*knobs(), "--gin.shallow.layers=(0, 7)") == 2
     assert "from 0 to 1 or from the end as -1, not (0, 7)" in capsys.readouterr().err
     assert distill(*knobs(), "--gin.shallow.vocabulary=0") == 2
-    assert "shallow.vocabulary must be from 1 to 300, or None, not 0" in capsys.readouterr().err
+    assert "a drafter's vocabulary must be from 1 to 300, or None, not 0" in capsys.readouterr().err
     assert distill(*knobs(DRAFTER="@own()"), f"--gin.own.uri='{tiny_files.stranger}'") == 2
     assert "vocabular" in capsys.readouterr().err
+
+
+def test_a_model_of_its_own_begins_anew_with_a_head_of_few_tokens(knobs, tmp_path):
+    shape = ["--gin.own.architecture=@decoder()", "--gin.own.vocabulary=40", "--gin.decoder.layers=1"]
+    shape += ["--gin.decoder.d_model=16", "--gin.decoder.d_ff=24", "--gin.decoder.heads=2", "--gin.decoder.kv_heads=2"]
+    assert distill(*knobs(DRAFTER="@own()"), *shape, "--gin.decoder.head_dim=8") == 0
+    first, last = held_out(tmp_path)[0], held_out(tmp_path)[-1]
+    assert last["loss"] < first["loss"]
+    config = json.loads((tmp_path / "run" / "drafter" / "cascades.json").read_text())
+    assert '"head_tokens": 40' in json.dumps(config) and '"d_model": 16' in json.dumps(config)
 
 
 def test_another_run_in_the_folder_is_told(knobs, capsys):

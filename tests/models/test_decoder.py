@@ -132,6 +132,22 @@ def test_select_scores_one_position_a_row():
     np.testing.assert_array_equal(cache.length, [32, 32])
 
 
+@pytest.mark.parametrize("name", ["gemma2", "llama"])
+def test_some_tokens_are_scored_as_among_all(name):
+    """With a head of all tokens (tied, with a soft cap; untied), and of few: the others have none."""
+    config, model, params, tokens, _ = setup(name)
+    some = jnp.asarray([30, 2, 17, 5], jnp.int32)
+    output, _ = model.extend(params, jnp.asarray(tokens), model.init_cache(2, SLOTS))
+    np.testing.assert_allclose(model.score(params, output.features, some), output.logits[:, :, some], atol=1e-6)
+    few = models.build(dataclasses.replace(config, tied_head=False, head_tokens=3))
+    matrix = params["embed"]["embedding"] if config.tied_head else params["head"]["kernel"]
+    known = jnp.asarray([2, 5, 21], jnp.int32)
+    params = params | {"head": {"kernel": matrix[known]}, "head_ids": known}
+    every = few.score(params, output.features)
+    np.testing.assert_allclose(few.score(params, output.features, some), every[:, :, some], atol=1e-6)
+    np.testing.assert_array_equal(every[0, 0, some] > -1e20, [False, True, False, True])
+
+
 def test_padding_behind_the_end_of_the_buffer_is_dropped():
     """A last block that reaches over the end must not overwrite valid slots."""
     _, model, params, tokens, expected = setup("gemma2")

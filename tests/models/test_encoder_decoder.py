@@ -106,6 +106,14 @@ def test_select_scores_one_position_a_row():
     np.testing.assert_array_equal(cache.length, LENGTHS + t5_cases.OUTPUT)
 
 
+def test_some_tokens_are_scored_as_among_all():
+    model, params, given, decoded, expected = setup("v1_0")
+    output, _ = model.extend(params, jnp.asarray(decoded), encoded(model, params, given))
+    some = [7, 3, 12]
+    found = model.score(params, output.features, jnp.asarray(some))
+    np.testing.assert_allclose(found, expected[:, :, some], rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_bfloat16_and_int8_are_close(name):
     _, params, given, decoded, expected = setup(name)
