@@ -5,7 +5,7 @@ Layers are unrolled: on CPUs a scan over stacked weights copies each layer's wei
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -190,7 +190,7 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "b s v"]:
         """Scores of the next token, float32; of `tokens` alone where they are given, `[b, s, m]`."""
         matrix = (self.embed.embedding if self.config.tied_head else self.head.kernel).get_value()
-        known = self.head_ids.get_value() if self.config.head_tokens else None
+        known: Any = self.head_ids.get_value() if self.config.head_tokens else None
         places = tokens
         if tokens is not None:
             if known is not None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def recalled(
                 f"the verifier's hidden states ({size:.1f} GB) could not be written to {folder}: {error.strerror}; "
                 "make room and run the same command again, or set RECALL=False"
             ) from None
-    kept = np.memmap(path, kind, "r", shape=(int(ends[-1]),))
+    kept: Any = np.memmap(path, kind, "r", shape=(int(ends[-1]),))
     found = list(examples)
     for i, count, end in zip(order, counts, ends, strict=True):
         first = end - len(examples[i].answer)

@@ -32,7 +32,7 @@ def knobs(tmp_path):
         rest = {
             "HELD_OUT": 0.1,
             "EVALUATE_EVERY": 150,
-            "LEARNING_RATE": 0.002,
+            "LEARNING_RATE": 0.01,
             "TENSORBOARD": False,
             "DTYPE": "float32",
         }
@@ -65,7 +65,7 @@ def test_a_pair_of_t5s_learns_to_translate_and_decodes(knobs, tmp_path, monkeypa
 
 def test_a_decoder_learns_too(knobs, tmp_path):
     shape = [f"--gin.decoder.{each}" for each in ("layers=1", "d_model=32", "d_ff=64", "heads=2", "kv_heads=1")]
-    assert train(*knobs(MODEL="@decoder()", STEPS=20, EVALUATE_EVERY=20), *shape) == 0
+    assert train(*knobs(MODEL="@decoder()", STEPS=20, LEARNING_RATE=0.002, EVALUATE_EVERY=20), *shape) == 0
     losses = [line["loss"] for line in tiny.lines(tmp_path / "run" / "metrics.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
 
