@@ -3,6 +3,7 @@
 import contextlib
 import math
 import pathlib
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -72,10 +73,17 @@ class Checkpoints:
         step = int(state.step)
         if step == self.newest:
             return
+        kept = "no checkpoint was written before" if self.newest is None else f"that of step {self.newest} is kept"
+        # Asked before: of a disk that is full half-way, tensorstore prints hundreds of lines that nobody can catch.
+        size, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self._folder).free
+        if size > free:
+            raise UserError(
+                f"the checkpoint of step {step} takes {size / 1e6:.0f} MB and {self._folder} has {free / 1e6:.0f} MB "
+                f"left; {kept}: make room and run the same command again"
+            )
         try:
             self._manager.save(step, args=ocp.args.StandardSave(state))
         except (OSError, ValueError) as error:
-            kept = "no checkpoint was written before" if self.newest is None else f"that of step {self.newest} is kept"
             raise UserError(
                 f"the checkpoint of step {step} could not be written to {self._folder} ({first_line(error)}); {kept}"
             ) from None

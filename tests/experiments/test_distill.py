@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -270,6 +271,14 @@ def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(knobs, tmp_path, cap
     assert "loss is nan at step 13; the checkpoint of step 10 is kept" in capsys.readouterr().err
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["10"]
     assert len(tiny.lines(tmp_path / "run" / "metrics.jsonl")) == 12
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_told_before(knobs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fit.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    assert distill(*knobs(STEPS=10)) == 2
+    err = capsys.readouterr().err
+    assert "has 0 MB left; no checkpoint was written before: make room and run the same command again" in err
+    assert not os.listdir(tmp_path / "run" / "checkpoints")
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(knobs, tmp_path, capsys, monkeypatch):
