@@ -13,7 +13,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from cascades.checkpoints import configs, names
+from cascades.checkpoints import gguf_configs, names
 from cascades.checkpoints.reader import Reader, empty
 from cascades.checkpoints.sources import AnyPath
 from cascades.errors import UserError
@@ -106,7 +106,7 @@ def read_config(path: pathlib.Path, header: Header, preset: str | None = None) -
         info = header.tensors["rope_freqs.weight"]
         factors = _dequantize("rope_freqs.weight", info, np.asarray(np.memmap(path, mode="r")), np.float32)
     shapes = {name: info.shape for name, info in header.tensors.items()}
-    return configs.from_gguf(header.metadata, shapes, str(path), preset=preset, rope_factors=factors)
+    return gguf_configs.from_gguf(header.metadata, shapes, str(path), preset=preset, rope_factors=factors)
 
 
 def copy_metadata(source: pathlib.Path, target: AnyPath) -> None:

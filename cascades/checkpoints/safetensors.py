@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from cascades.checkpoints import configs, names, t5
+from cascades.checkpoints import huggingface_configs, names, t5
 from cascades.checkpoints.reader import Reader, empty
 from cascades.checkpoints.sources import first_line
 from cascades.errors import UserError
@@ -62,7 +62,7 @@ def read_config(directory: pathlib.Path, preset: str | None = None) -> Config:
     """The architecture: of `config.json`, or of a preset where there is none."""
     path = directory / "config.json"
     if path.exists():
-        return configs.from_huggingface(_json(path), str(path))
+        return huggingface_configs.from_huggingface(_json(path), str(path))
     if preset is None:
         raise UserError(f"{directory} should hold a config.json beside its weights: add it, or name its preset.")
     return presets.preset(preset)

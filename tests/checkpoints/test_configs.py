@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from cascades.checkpoints import configs
+from cascades.checkpoints import configs, gguf_configs, huggingface_configs
 from cascades.errors import UserError
 from cascades.models import PRESETS, DecoderConfig, RopeScaling, preset
 
@@ -45,17 +45,17 @@ def test_every_published_model_is_recognised_from_its_gguf_metadata(name):
     expected = config
     if config.rope_scaling is not None and config.rope_scaling.kind == "llama3":
         expected = dataclasses.replace(config, rope_scaling=None)  # it stands in a tensor
-    assert configs.from_gguf(gguf_metadata(name, family), shapes, "file") == expected
+    assert gguf_configs.from_gguf(gguf_metadata(name, family), shapes, "file") == expected
 
 
 def test_metadata_of_later_converters():
     metadata = gguf_metadata("gemma3_1b", "gemma3")
     pattern = np.array([i % 2 == 0 for i in range(26)])
     metadata |= {"gemma3.attention.sliding_window_pattern": pattern, "gemma3.rope.freq_base_swa": 20_000.0}
-    config = configs.from_gguf(metadata, {}, "file", preset="gemma3_1b")
+    config = gguf_configs.from_gguf(metadata, {}, "file", preset="gemma3_1b")
     assert config.local_layers == tuple(pattern) and config.local_rope_theta == 20_000.0
     metadata["gemma3.attention.sliding_window_pattern"] = 3
-    assert configs.from_gguf(metadata, {"token_embd.weight": (9, 8)}, "file").local_layers[:4] == (
+    assert gguf_configs.from_gguf(metadata, {"token_embd.weight": (9, 8)}, "file").local_layers[:4] == (
         True,
         True,
         False,
@@ -67,10 +67,10 @@ def test_one_value_a_layer():
     metadata = gguf_metadata("smollm2_135m", "llama")
     shapes = {"token_embd.weight": (49_152, 576)}
     metadata["llama.attention.head_count_kv"] = np.full(30, 3, np.int32)
-    assert configs.from_gguf(metadata, shapes, "file") == preset("smollm2_135m")
+    assert gguf_configs.from_gguf(metadata, shapes, "file") == preset("smollm2_135m")
     metadata["llama.attention.head_count_kv"] = np.array([3, 9] * 15, np.int32)
     with pytest.raises(UserError, match="differs between layers"):
-        configs.from_gguf(metadata, shapes, "file")
+        gguf_configs.from_gguf(metadata, shapes, "file")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_one_value_a_layer():
 def test_gguf_models_that_cannot_be_read(change, reason):
     metadata = gguf_metadata("smollm2_135m", "llama") | change
     with pytest.raises(UserError, match=reason):
-        configs.from_gguf(metadata, {"token_embd.weight": (49_152, 576)}, "file")
+        gguf_configs.from_gguf(metadata, {"token_embd.weight": (49_152, 576)}, "file")
 
 
 GEMMA3_4B = {  # as published, in the form of transformers 4
@@ -162,24 +162,24 @@ QWEN25_7B = {
     [(GEMMA2_27B, "gemma2_27b"), (LLAMA32_1B, "llama32_1b"), (QWEN25_7B, "qwen25_7b")],
 )
 def test_published_config_files(raw, name):
-    assert configs.from_huggingface(raw, "config.json") == preset(name)
+    assert huggingface_configs.from_huggingface(raw, "config.json") == preset(name)
 
 
 def test_a_multimodal_gemma_names_only_what_differs():
-    config = configs.from_huggingface(GEMMA3_4B, "config.json")
+    config = huggingface_configs.from_huggingface(GEMMA3_4B, "config.json")
     assert config == dataclasses.replace(preset("gemma3_4b"), vocab_size=262_208)
 
 
 def test_rope_parameters_of_transformers_5():
     raw = {key: value for key, value in LLAMA32_1B.items() if key not in ("rope_scaling", "rope_theta")}
     raw["rope_parameters"] = LLAMA32_1B["rope_scaling"] | {"rope_theta": 500_000.0}
-    assert configs.from_huggingface(raw, "config.json") == preset("llama32_1b")
+    assert huggingface_configs.from_huggingface(raw, "config.json") == preset("llama32_1b")
     text = {key: value for key, value in GEMMA3_4B["text_config"].items() if key != "rope_scaling"}
     text["rope_parameters"] = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 7.0},
         "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 9.0},
     }
-    config = configs.from_huggingface(text, "config.json")
+    config = huggingface_configs.from_huggingface(text, "config.json")
     assert (config.rope_theta, config.local_rope_theta) == (9.0, 7.0)
     assert config.rope_scaling == RopeScaling(kind="linear", factor=2.0)
 
@@ -187,11 +187,11 @@ def test_rope_parameters_of_transformers_5():
 def test_layers_that_slide():
     kinds = ["full_attention", "sliding_attention"] * 17
     raw = GEMMA3_4B["text_config"] | {"layer_types": kinds}
-    assert configs.from_huggingface(raw, "config.json").local_layers == (False, True) * 17
+    assert huggingface_configs.from_huggingface(raw, "config.json").local_layers == (False, True) * 17
     raw = GEMMA3_4B["text_config"] | {"sliding_window_pattern": 2}
-    assert configs.from_huggingface(raw, "config.json").local_layers == (True, False) * 17
+    assert huggingface_configs.from_huggingface(raw, "config.json").local_layers == (True, False) * 17
     raw = QWEN25_7B | {"use_sliding_window": True, "max_window_layers": 27}
-    config = configs.from_huggingface(raw, "config.json")
+    config = huggingface_configs.from_huggingface(raw, "config.json")
     assert config.window == 131_072 and config.local_layers == (False,) * 27 + (True,)
 
 
@@ -207,7 +207,7 @@ def test_layers_that_slide():
 )
 def test_config_files_that_cannot_be_read(change, reason):
     with pytest.raises(UserError, match=reason):
-        configs.from_huggingface(LLAMA32_1B | change, "config.json")
+        huggingface_configs.from_huggingface(LLAMA32_1B | change, "config.json")
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
