@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 Params = Any  # a nested dict of arrays
 Cache = Any  # a pytree with a field `length: Int[Array, " b"]`; see `cascades.cache`
 
-__all__ = ["Array", "Bool", "Cache", "Float", "Int", "Key", "Model", "Output", "Params"]
+__all__ = ["Array", "Bool", "Branch", "Cache", "Float", "Int", "Key", "Model", "Output", "Params"]
 
 
 class Output(NamedTuple):
@@ -30,6 +30,17 @@ class Output(NamedTuple):
     features: Float[Array, "b s d"] | None = None
 
 
+class Branch(NamedTuple):
+    """New tokens of a pass that do not follow each other, or not all that the cache holds.
+
+    positions: int32 `[b, s]`, of each token. visible: from the window of a layer (None on global layers) to which slots
+    of the buffer each token sees, bool `[b, s, t]`, those where this pass puts the new tokens among them.
+    """
+
+    positions: Int[Array, "b s"]
+    visible: Callable[[int | None], Bool[Array, "b s t"]]
+
+
 class Extend(Protocol):
     """Appends tokens to every row of a cache and scores them."""
 
@@ -40,6 +51,7 @@ class Extend(Protocol):
         cache: Cache,
         select: Int[Array, " b"] | None = None,
         features: Float[Array, "b s d"] | None = None,
+        branch: Branch | None = None,
     ) -> tuple[Output, Cache]:
         """Feeds `tokens[b, :]` at positions `cache.length[b], cache.length[b] + 1, …`.
 
@@ -50,6 +62,8 @@ class Extend(Protocol):
           cache: donated by the caller; its length tells where each row stands.
           select: where given, logits are computed at this index of each row only.
           features: for a model that reads them: for each token, the hidden state of the token before it.
+          branch: of a decoder: where the tokens stand and what they see, if not each the token before it and all that
+            the cache holds.
 
         Returns:
           The output, and the cache with `length + s`. Writes behind the end of the buffer are dropped.

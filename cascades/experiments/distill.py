@@ -1,5 +1,6 @@
 """Makes a drafter for a verifier: the run function of `launch/distill.py`."""
 
+import json
 import pathlib
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from cascades.errors import UserError
 from cascades.experiments import terminal, training_run
 from cascades.experiments.decode import compilation_cache, default_dtype, layouts_of
 from cascades.models import logical_axes
-from cascades.training import data, distillation, drafters, learner, losses, policy
+from cascades.training import calibration, data, distillation, drafters, learner, losses, policy
 from cascades.training.data import Sizes
 from cascades.training.drafters import Kind
 from cascades.training.recall import recalled as recall_all
@@ -29,6 +30,7 @@ def distill(
     input: str,
     output_dir: str,
     loss: losses.Loss = losses.forward_kl,
+    depth: int = 3,
     steps: int = 1000,
     batch_size: int = 8,
     accumulate: int = 1,
@@ -59,7 +61,8 @@ def distill(
 
     Args:
       verifier: see `decode`. drafter: a `training.drafters` kind. input: JSONL of prompts with answers, such as
-        `launch/decode.py --output` writes. loss: of `training.losses`.
+        `launch/decode.py --output` writes. loss: of `training.losses`. depth: drafts of a round that a drafter which
+        reads hidden states learns; behind the first it reads its own.
       steps, batch_size, accumulate: updates; rows of a batch; batches of an update, whose gradients are added up.
       prompt_tokens, answer_tokens: rows are so long; examples with longer prompts are left out, answers are cut.
       learning_rate, warmup, weight_decay: see `training.step.optimizer`.
@@ -72,7 +75,7 @@ def distill(
       config_text: gives the whole configuration, which is saved beside the results.
 
     Returns:
-      The figures of the last evaluation.
+      The figures of the last evaluation, and those of the calibration.
 
     Raises:
       UserError: any input that cannot be used, a loss that is no number, a full disk: in one sentence.
@@ -104,7 +107,7 @@ def distill(
     train, key = data.fitting(train, sizes), jax.random.key(seed)
     change = optimizer(learning_rate, steps, warmup, weight_decay)
     trainee, state = distillation.prepare(
-        teacher, tokenizer, drafter, train, key, loss=loss, optimizer=change, dtype=kind, layout=layout
+        teacher, tokenizer, drafter, train, key, loss=loss, depth=depth, optimizer=change, dtype=kind, layout=layout
     )
     trained, still = training_run.count(state.params), training_run.count(trainee.learner.frozen)
     err.print(
@@ -125,7 +128,18 @@ def distill(
     )
     evaluate = learner.evaluator(trainee.learner, aside, sizes)
     state, found = training_run.run(folder, about, state, step, evaluate, writer, err)
-    distillation.save(trainee, state, teacher.path, folder / DRAFTER)
+    certain = calibration.calibrate(trainee, state, aside, sizes, depth)
+    distillation.save(trainee, state, certain.temperature, teacher.path, folder / DRAFTER)
+    if calibration.foldable(trainee):
+        err.print(
+            f"calibrated on held-out text: logits are divided by {certain.temperature:.2f}; expected calibration error "
+            f"{certain.before:.3f} before, {certain.after:.3f} after",
+            highlight=False,
+            soft_wrap=True,
+        )
+        found |= {"temperature": certain.temperature, "error_before": certain.before, "error_after": certain.after}
+        if hosts.leads():
+            (folder / "calibration.json").write_text(json.dumps(certain._asdict()) + "\n", encoding="utf-8")
     err.print(
         f"the drafter is {folder / DRAFTER}: --gin.DRAFTER=\"'{folder / DRAFTER}'\" lets launch/decode.py use it",
         soft_wrap=True,

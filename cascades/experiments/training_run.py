@@ -64,6 +64,7 @@ def count(params: Params) -> str:
 
 
 _WHOLE = ("steps", "batch_size", "accumulate", "prompt_tokens", "answer_tokens", "evaluate_every", "save_every")
+_COUNTS = ("depth",)
 _POSITIVE = ("learning_rate", "temperature")
 _SHARES = ("on_policy", "held_out")
 
@@ -74,7 +75,7 @@ def check(given: dict[str, Any]) -> None:
     def number(value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
-    for name in _WHOLE:
+    for name in (*_WHOLE, *(name for name in _COUNTS if name in given)):
         if type(given[name]) is not int or given[name] < 1:
             raise UserError(f"{name.upper()} must be a whole number from 1, not {given[name]!r}")
     if type(given["warmup"]) is not int or given["warmup"] < 0:

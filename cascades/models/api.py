@@ -14,7 +14,7 @@ from cascades.models.config import Config, DecoderConfig, T5Config
 from cascades.models.decoder import Decoder
 from cascades.models.encoder_decoder import EncoderDecoder, T5Cache
 from cascades.sharding import Layout, Logical, anywhere
-from cascades.typing import Array, Float, Int, Key, Model, Output, Params
+from cascades.typing import Array, Branch, Float, Int, Key, Model, Output, Params
 
 
 def decoder(
@@ -68,9 +68,11 @@ def decoder(
         cache: kv.KVCache,
         select: Int[Array, " b"] | None = None,
         features: Float[Array, "b s d"] | None = None,
+        branch: Branch | None = None,
     ) -> tuple[Output, kv.KVCache]:
         module = nnx.merge(graph, params)
-        x, cache = module.hidden(tokens, cache, prefill=False, constrain=constrain, kernel=kernel, features=features)
+        given = {"constrain": constrain, "kernel": kernel, "features": features, "branch": branch}
+        x, cache = module.hidden(tokens, cache, prefill=False, **given)
         x = _selected(x, select)
         return Output(module.logits(x, constrain), x), cache
 

@@ -16,7 +16,7 @@ from cascades import cache as kv
 from cascades.models import decode_attention, layers
 from cascades.models.config import DecoderConfig
 from cascades.sharding import Constrain, anywhere
-from cascades.typing import Array, Bool, Float, Int
+from cascades.typing import Array, Bool, Branch, Float, Int
 
 HIDDEN = ("batch", None, None)
 HEADS = ("batch", None, "heads", None)
@@ -156,15 +156,20 @@ class Decoder(nnx.Module):
         constrain: Constrain = anywhere,
         kernel: Callable[..., Array] | None = None,
         features: Float[Array, "b s d"] | None = None,
+        branch: Branch | None = None,
     ) -> tuple[Float[Array, "b s d"], kv.KVCache]:
         """Runs every layer; returns the last one's output before the final norm, and the cache with `length + s`.
 
-        features: of a model that reads them, see `typing.Extend`. A cache that keeps features takes in the output.
+        features, branch: see `typing.Extend`. A cache that keeps features takes in the output.
         """
         config = self.config
         s = tokens.shape[1]
-        positions = cache.length[:, None] + jnp.arange(s, dtype=jnp.int32)[None, :]
-        views = self.views(positions, None if prefill else cache.keys[0].shape[2], constrain, kernel)
+        if branch is None:
+            positions = cache.length[:, None] + jnp.arange(s, dtype=jnp.int32)[None, :]
+            views = self.views(positions, None if prefill else cache.keys[0].shape[2], constrain, kernel)
+        else:
+            views = self.views(branch.positions, None, constrain, None)
+            views = {local: view._replace(mask=branch.visible(view.window)) for local, view in views.items()}
         x = constrain(layers.lookup(self.embed.embedding.get_value(), tokens), HIDDEN)
         if config.embed_scale:
             x = x * jnp.asarray(config.d_model**0.5, x.dtype)

@@ -78,11 +78,12 @@ def shallow(layers: Sequence[int] = (0, -1), vocabulary: int | None = None) -> K
     return begin
 
 
-def eagle(layers: Sequence[int] = (-1,), vocabulary: int | None = 8192) -> Kind:
+def eagle(layers: Sequence[int] = (-1,), vocabulary: int | None = 8192, uri: str | None = None) -> Kind:
     """A shallow drafter that also reads the verifier's hidden state of the token before each (EAGLE, arXiv 2401.15077).
 
     Args:
-      layers, vocabulary: see `shallow`.
+      layers, vocabulary: see `shallow`. uri: such a drafter of the same verifier to go on from; its head keeps what it
+        learnt of the tokens that are scored again.
     """
     few = shallow(layers, vocabulary)
 
@@ -101,7 +102,8 @@ def eagle(layers: Sequence[int] = (-1,), vocabulary: int | None = 8192) -> Kind:
             "layers": _damped(small.params["layers"], post_norms=small.config.post_norms),
         }
         config = dataclasses.replace(small.config, reads_features=True)
-        return small._replace(config=config, params=small.params | new)
+        begun = small._replace(config=config, params=small.params | new)
+        return begun if uri is None else _gone_on(begun, uri, verifier)
 
     return begin
 
@@ -138,6 +140,27 @@ def own(uri: str | None = None, architecture: str | Architecture | None = None, 
         return Drafter(config, fixed | _wide(params), frozenset(fixed))
 
     return begin
+
+
+def _gone_on(begun: Drafter, uri: str, verifier: Checkpoint) -> Drafter:
+    """A drafter with the parameters of a trained one of its shape; the two heads may score other tokens."""
+    config, known, _ = checkpoints.load(uri, dtype=jnp.float32, verifier=verifier.params)
+    same = begun.config
+    if isinstance(config, DecoderConfig) and isinstance(same, DecoderConfig):
+        same = dataclasses.replace(same, head_tokens=config.head_tokens)
+    if config != same:
+        raise UserError(
+            f"eagle.uri must be a drafter of this verifier with the layers of eagle.layers, and {uri} is not"
+        )
+    trained = {name: leaf for name, leaf in known.items() if name not in (*begun.frozen, "head")}
+    params = begun.params | _wide(trained)
+    head = params["head"]["kernel"]
+    if "head_ids" in known and "head_ids" in params:
+        _, ours, theirs = np.intersect1d(params["head_ids"], known["head_ids"], return_indices=True)
+        head = head.at[ours].set(known["head"]["kernel"][theirs].astype(jnp.float32))
+    else:
+        head = known["head"]["kernel"].astype(jnp.float32)
+    return begun._replace(params=params | {"head": {"kernel": head}})
 
 
 def _most_frequent(counts: np.ndarray, vocabulary: int, size: int) -> np.ndarray:

@@ -92,9 +92,9 @@ def stepper(
             params, mine = whole(state.params, learner.frozen), jax.random.fold_in(key, number)
             keys = jax.random.split(mine, accumulate)
             parts = [answer(params, part, each) for part, each in zip(parts, keys, strict=True)]
-        parts = [_taught(learner, part) for part in parts]
+        parts = [taught(learner, part) for part in parts]
         batches = jax.tree.map(lambda *each: jnp.stack([jnp.asarray(part) for part in each]), *parts)
-        return update(state, learner.frozen, learner.teacher, _placed(batches, learner.layout, (None, "batch")))
+        return update(state, learner.frozen, learner.teacher, placed(batches, learner.layout, (None, "batch")))
 
     return step
 
@@ -109,7 +109,7 @@ def evaluator(learner: Learner, examples: list[Example], sizes: Sizes) -> Callab
         for first in range(0, len(examples), sizes.batch):
             batch = data.padded(examples[first : first + sizes.batch], sizes)
             weight += float(np.sum(batch.weight))
-            batch = _placed(_taught(learner, batch), learner.layout, ("batch",))
+            batch = placed(taught(learner, batch), learner.layout, ("batch",))
             found = totals(state.params, learner.frozen, learner.teacher, batch)
             for name, value in jax.device_get(found).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
@@ -118,14 +118,14 @@ def evaluator(learner: Learner, examples: list[Example], sizes: Sizes) -> Callab
     return evaluate
 
 
-def _taught(learner: Learner, batch: Batch) -> Batch:
+def taught(learner: Learner, batch: Batch) -> Batch:
     """A batch with what the teacher makes of it, which it may hold already."""
     if learner.teach is None or batch.taught is not None:
         return batch
-    return learner.teach(learner.teacher, _placed(batch, learner.layout, ("batch",)))
+    return learner.teach(learner.teacher, placed(batch, learner.layout, ("batch",)))
 
 
-def _placed(batch: Batch, layout: Layout | None, leading: Logical) -> Batch:
+def placed(batch: Batch, layout: Layout | None, leading: Logical) -> Batch:
     """A batch, or several with an axis in front, on the devices: rows over the data axis of a mesh."""
     if layout is None:
         return jax.tree.map(jnp.asarray, batch)

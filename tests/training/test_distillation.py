@@ -1,5 +1,6 @@
 """What a verifier tells a drafter: hidden states read once and kept, and scores of the tokens that it can say."""
 
+import dataclasses
 import errno
 import os
 
@@ -148,18 +149,42 @@ def test_a_drafter_of_few_tokens_is_compared_as_if_it_had_all(verifier, examples
     np.testing.assert_array_equal(found["agreement"], jnp.argmax(ours, -1) == jnp.argmax(theirs, -1))
 
 
-def test_a_reader_trains_on_what_it_reads_in_the_loop(verifier, examples, teach, monkeypatch):
-    """With features of the verifier's alone, the scores are those of a plain pass over prompt and answer."""
-    monkeypatch.setattr(distillation, "OWN_FEATURES", 0.0)
-    drafter = build(READER)
+@pytest.mark.parametrize("window", [None, 3], ids=["global", "sliding"])
+def test_a_reader_trains_on_what_it_reads_in_the_loop(verifier, examples, teach, window):
+    """Every depth scores as a round does: text behind the verifier's states, then drafts one by one behind its own."""
+    local = (False, True) if window else ()
+    drafter = build(dataclasses.replace(READER, num_layers=2, local_layers=local, window=window))
     params, each = drafter.init(jax.random.key(1)), examples[3]
     batch = teach(verifier[1], jax.tree.map(jnp.asarray, padded([each], SIZES)))
-    found, _ = distillation.reading(drafter, params, batch)
+    outputs = list(distillation.drafted(drafter, params, batch, 3))
+    assert len(outputs) == 3
     text = jnp.asarray([each.prompt + each.answer], jnp.int32)
-    empty = verifier[0].init_cache(1, text.shape[1])
-    hidden = verifier[0].extend(verifier[1], text, empty)[0].features
+    hidden = verifier[0].extend(verifier[1], text, verifier[0].init_cache(1, text.shape[1]))[0].features
     before = jnp.pad(hidden, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-    whole, _ = drafter.extend(params, text, drafter.init_cache(1, text.shape[1]), features=before)
     first = len(each.prompt) - 1
-    expected = whole.logits[0, first : first + len(each.answer)]
-    np.testing.assert_allclose(found.logits[0, : len(each.answer)], expected, rtol=2e-4, atol=2e-4)
+    for token in range(len(each.answer)):
+        for depth in range(min(token + 1, 3)):
+            known = first + token - depth + 1  # tokens that are decided when the round begins
+            cache = drafter.init_cache(1, text.shape[1])
+            output, cache = drafter.extend(params, text[:, :known], cache, features=before[:, :known])
+            for at in range(known, known + depth):
+                own = output.features[:, -1:]
+                output, cache = drafter.extend(params, text[:, at : at + 1], cache, features=own)
+            found = outputs[depth].logits[0, token]
+            np.testing.assert_allclose(found, output.logits[0, -1], rtol=2e-4, atol=2e-4)
+
+
+def test_figures_tell_each_draft_of_a_round(verifier, examples, teach):
+    drafter = build(READER)
+    params = drafter.init(jax.random.key(1))
+    batch = teach(verifier[1], jax.tree.map(jnp.asarray, padded(examples[:2], SIZES)))
+    one, three = (
+        distillation.against(verifier[0], drafter, V, losses.forward_kl, depth)(params, verifier[1], batch)
+        for depth in (1, 3)
+    )
+    assert set(three) - set(one) == {"acceptance_2", "acceptance_3", "agreement_2", "agreement_3"}
+    np.testing.assert_allclose(three["acceptance"], one["acceptance"], rtol=1e-5)
+    # The first token of an answer has no draft before it, the second one.
+    np.testing.assert_array_equal(three["acceptance_2"][:, 0], three["acceptance"][:, 0])
+    np.testing.assert_array_equal(three["acceptance_3"][:, :2], three["acceptance_2"][:, :2])
+    assert np.abs(three["acceptance_2"] - three["acceptance"])[0, 1:].max() > 1e-6
