@@ -151,20 +151,27 @@ def scores(
     def compare(params: Params, teacher: Params, batch: Batch):
         taught = batch.taught
         assert taught, "a verifier has scored the batch"
-        ids = params.get("head_ids")
-        few = ids is not None and not whole
-        theirs = lax.stop_gradient(judge(teacher, taught.answer, ids if few else None))
-        theirs = jnp.concatenate([theirs, _others(theirs, taught.total)[:, :, None]], -1) if few else theirs
-        theirs = theirs if few else theirs[:, :, :vocabulary]
+        ids = None if whole else params.get("head_ids")
+        theirs = lax.stop_gradient(judge(teacher, taught.answer, ids))
+        if ids is None:
+            theirs = theirs[:, :, :vocabulary]
+        else:
+            theirs = jnp.concatenate([theirs, _others(theirs, taught.total)[:, :, None]], axis=-1)
         if drafter.reads is None:
             outputs = iter([along_answers(drafter, params, batch)[0]])
         else:
             outputs = drafted(drafter, params, batch, depth)
         for output in outputs:
-            ours = score(params, output.features, ids) if few else output.logits[:, :, :vocabulary]
-            chosen = jnp.argmax(ours, axis=-1)
-            ours = jnp.pad(ours, ((0, 0), (0, 0), (0, 1)), constant_values=MASKED) if few else ours
-            yield ours, theirs, (ids[chosen] if few else chosen).astype(jnp.int32)
+            if ids is None:
+                ours = output.logits[:, :, :vocabulary]
+                yield ours, theirs, jnp.argmax(ours, axis=-1).astype(jnp.int32)
+            else:
+                ours = score(params, output.features, ids)
+                yield (
+                    jnp.pad(ours, ((0, 0), (0, 0), (0, 1)), constant_values=MASKED),
+                    theirs,
+                    ids[jnp.argmax(ours, axis=-1)],
+                )
 
     return compare
 

@@ -149,9 +149,7 @@ def _gone_on(begun: Drafter, uri: str, verifier: Checkpoint) -> Drafter:
     if isinstance(config, DecoderConfig) and isinstance(same, DecoderConfig):
         same = dataclasses.replace(same, head_tokens=config.head_tokens)
     if config != same:
-        raise UserError(
-            f"eagle.uri must be a drafter of this verifier with the layers of eagle.layers, and {uri} is not"
-        )
+        raise UserError(f"eagle.uri must be a drafter of this verifier with as many eagle.layers, and {uri} is not")
     trained = {name: leaf for name, leaf in known.items() if name not in (*begun.frozen, "head")}
     params = begun.params | _wide(trained)
     head = params["head"]["kernel"]

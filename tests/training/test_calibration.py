@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cascades.training import calibration, distillation
+from cascades import checkpoints, tokenizers
+from cascades.training import calibration, distillation, drafters, losses
+from cascades.training.data import Sizes, padded, tokenized
+from cascades.training.step import optimizer
 
 
 def confidences(logits):
@@ -34,8 +37,6 @@ def test_the_temperature_is_folded_into_the_logits(tmp_path, trainee):
     outputs = []
     for temperature in (1.0, 2.0):
         distillation.save(found, state, temperature, source, tmp_path / str(temperature))
-        from cascades import checkpoints
-
         config, params, _ = checkpoints.load(tmp_path / str(temperature), verifier=found.learner.teacher)
         assert config == found.learner.config
         outputs.append(next(distillation.drafted(found.model, params, batch, 1)).logits)
@@ -46,11 +47,6 @@ def test_the_temperature_is_folded_into_the_logits(tmp_path, trainee):
 
 @pytest.fixture
 def trainee(tiny_files):
-    from cascades import checkpoints, tokenizers
-    from cascades.training import drafters, losses
-    from cascades.training.data import Sizes, padded, tokenized
-    from cascades.training.step import optimizer
-
     teacher = checkpoints.load(tiny_files.verifier, dtype=jnp.float32)
     tokenizer = tokenizers.load(teacher.path)
     examples = tokenized([{"prompt": "the quick", "text": "brown fox jumps"}] * 2, tokenizer, None, raw=True)
