@@ -3,12 +3,29 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cascades.checkpoints import t5
-from cascades.checkpoints.families import FAMILY, GEMMA3_LOCAL_THETA, Keys, linear, period, rounded
+from cascades.checkpoints import known_fields, quantized, rope, t5
+from cascades.checkpoints.families import FAMILY, period, rounded
+from cascades.checkpoints.fields import Fields
 from cascades.errors import UserError
-from cascades.models import Config, DecoderConfig, RopeScaling
+from cascades.models import Config, DecoderConfig
 
 FAMILIES = {"llama": "llama", "qwen2": "qwen2", "gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3"}
+_MULTIMODAL = frozenset(
+    "architectures boi_token_id boi_token_index eoi_token_id eoi_token_index image_token_id image_token_index "
+    "mm_tokens_per_image model_type quantization_config text_config tie_word_embeddings vision_config".split()
+)
+_MOST_LAYERS = 2048
+# transformers' names of what a model here computes; `gelu` is Gauss' own function, not its approximation by tanh.
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "relu": "relu",
+}
 
 
 def from_huggingface(raw: Mapping[str, Any], label: str) -> Config:
@@ -16,84 +33,150 @@ def from_huggingface(raw: Mapping[str, Any], label: str) -> Config:
     (`rope_parameters`); of a multimodal Gemma 3 the text model's.
 
     Raises:
-      UserError: a `model_type` or a kind of rope scaling that is not known, or a field that is missing.
+      UserError: a `model_type`, an activation, a quantisation or a kind of rope scaling that is not known, a field that
+        is missing, not of its type or not known.
     """
-    if raw.get("model_type") in t5.HF_FAMILIES:
+    kind = Fields(raw, label).text("model_type")
+    quantized.scheme(raw, label)
+    if kind in t5.HF_FAMILIES:
         return t5.from_huggingface(raw, label)
-    config = dict(raw.get("text_config", {})) if raw.get("model_type") == "gemma3" else dict(raw)
-    if raw.get("model_type") == "gemma3":
-        config = {"model_type": "gemma3_text"} | config
-    if config.get("model_type") not in FAMILIES:
+    if kind not in (*FAMILIES, "gemma3"):
         known = ", ".join((*FAMILIES, "gemma3", *t5.HF_FAMILIES))
         raise UserError(
-            f"{label} describes a model of type {raw.get('model_type')!r}, but only {known} can be read: give a "
-            "model of one of these."
+            f"{label} describes a model of type {kind!r}, but only {known} can be read: give a model of one of these."
         )
-    family = FAMILIES[config["model_type"]]
-    said = _DEFAULTS[family] | config
-    keys = Keys({key: value for key, value in said.items() if value is not None}, label, None)
-    unsupported = [key for key in ("attention_bias", "mlp_bias", "num_local_experts") if keys.get(key, False)]
-    if unsupported:
-        raise UserError(f"{label} asks for {' and '.join(unsupported)}, which no model here has: give another model.")
-    d_model, num_heads, num_layers = (
-        keys.need(key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
-    )
-    head_dim = keys.get("head_dim", d_model // num_heads)
-    theta, local_theta, scaling = _rope(keys, label)
-    fields = FAMILY[family] | {
-        "vocab_size": keys.need("vocab_size"),
+    at = ""
+    if kind == "gemma3":
+        raw, at = _text_model(raw, label), "text_config."
+    family = FAMILIES[raw["model_type"]]
+    known_fields.check(raw, family, label, at)
+    return _decoder(Fields({**_DEFAULTS[family], **raw}, label, at), family)
+
+
+def _text_model(raw: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """The config of a multimodal model's text, with what stands beside it that is the text's too.
+
+    Raises:
+      UserError: none, one of another family, or a field beside it that says something else than in it.
+    """
+    inner = Fields(raw, label).inner("text_config")
+    if inner is None:
+        raise UserError(f"{label} should say text_config, but does not: give another file.")
+    text = {"model_type": "gemma3_text", **inner.values}
+    if text["model_type"] != "gemma3_text":
+        raise inner.wrong("model_type", "gemma3_text")
+    if text.get("final_logit_softcapping") is not None:
+        raise inner.wrong("final_logit_softcapping", "null, since transformers' multimodal class does not apply it")
+    for name in known_fields.READ["gemma3"] - _MULTIMODAL:
+        if raw.get(name) is not None and raw[name] != text.get(name):
+            raise Fields(raw, label).wrong(name, f"in text_config, {text.get(name)!r}")
+    beside = {name: value for name, value in raw.items() if name not in _MULTIMODAL - {"architectures"}}
+    known_fields.check(beside, "gemma3", label)
+    tied = raw.get("tie_word_embeddings")
+    if tied is not None and text.setdefault("tie_word_embeddings", tied) != tied:
+        raise inner.wrong("tie_word_embeddings", f"{tied}, as beside text_config")
+    return text
+
+
+def _decoder(fields: Fields, family: str) -> DecoderConfig:
+    d_model, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    num_layers = fields.size("num_hidden_layers", most=_MOST_LAYERS)
+    context_length = fields.size("max_position_embeddings")
+    if not fields.has("head_dim") and d_model % num_heads:
+        raise fields.wrong("hidden_size", f"a multiple of num_attention_heads ({num_heads}), or a head_dim beside it")
+    head_dim = fields.size("head_dim", d_model // num_heads or 1)
+    positions = rope.rope(fields, family, context_length)
+    values = FAMILY[family] | {
+        "vocab_size": fields.size("vocab_size"),
         "num_layers": num_layers,
         "d_model": d_model,
-        "d_ff": keys.need("intermediate_size"),
+        "d_ff": fields.size("intermediate_size"),
         "num_heads": num_heads,
-        "num_kv_heads": keys.get("num_key_value_heads", num_heads),
+        "num_kv_heads": fields.size("num_key_value_heads", num_heads),
         "head_dim": head_dim,
-        "context_length": keys.need("max_position_embeddings"),
-        "rope_theta": theta,
-        "rope_scaling": scaling,
-        "norm_eps": keys.need("rms_norm_eps"),
-        "tied_head": bool(keys.get("tie_word_embeddings", family.startswith("gemma"))),
+        "context_length": context_length,
+        "rope_theta": positions.theta,
+        "rope_scaling": positions.scaling,
+        "norm_eps": fields.number("rms_norm_eps"),
+        "tied_head": fields.flag("tie_word_embeddings", family.startswith("gemma")),
+        "activation": _activation(fields, family),
     }
-    if family == "qwen2" and keys.get("use_sliding_window", False):
-        first = keys.get("max_window_layers", num_layers)
-        default = tuple(i >= first for i in range(num_layers))
-        fields["local_layers"] = _layer_types(keys, default)
-        fields["window"] = keys.get("sliding_window", None)
+    scalar = fields.number("query_pre_attn_scalar", float(head_dim))
+    window, local_layers = _sliding(fields, family, num_layers, context_length)
+    if any(local_layers) or family in ("gemma2", "gemma3"):
+        values |= {"window": window, "local_layers": local_layers}
     if family in ("gemma2", "gemma3"):
-        length = 2 if family == "gemma2" else keys.get("sliding_window_pattern", 6)
-        fields["local_layers"] = _layer_types(keys, period(length, num_layers))
-        fields["window"] = keys.need("sliding_window")
-        fields["attn_softcap"] = keys.get("attn_logit_softcapping", None)
-        fields["final_softcap"] = keys.get("final_logit_softcapping", None)
-        scalar = keys.get("query_pre_attn_scalar", head_dim)
-        fields["query_scale"] = None if scalar == head_dim else scalar**-0.5
+        values["attn_softcap"] = fields.optional("attn_logit_softcapping")
+        values["final_softcap"] = fields.optional("final_logit_softcapping")
+        values["query_scale"] = None if scalar == head_dim else scalar**-0.5
+    elif scalar != head_dim:
+        raise fields.wrong("query_pre_attn_scalar", f"the size of a head ({head_dim}), as every {family} scales")
     if family == "gemma3":
-        fields["local_rope_theta"] = local_theta
-    return DecoderConfig(**rounded(fields))
+        values["local_rope_theta"] = positions.local_theta
+    try:
+        return DecoderConfig(**rounded(values))
+    except UserError as error:
+        raise UserError(f"{fields.label} describes no model: {error}") from None
 
 
-def _rope(keys: Keys, label: str) -> tuple[float, float, RopeScaling | None]:
-    """(base, base of sliding layers, scaling)."""
-    parameters = keys.get("rope_parameters", None) or {}
-    local = parameters.get("sliding_attention") or {}
-    scaling = parameters.get("full_attention") or parameters or keys.get("rope_scaling", None) or {}
-    theta = scaling.get("rope_theta", keys.get("rope_theta", 10_000.0))
-    local_theta = local.get("rope_theta", keys.get("rope_local_base_freq", GEMMA3_LOCAL_THETA))
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return theta, local_theta, None
-    if kind == "linear":
-        return theta, local_theta, linear(scaling["factor"])
-    if kind == "llama3":
-        original = scaling.get("original_max_position_embeddings", 8192)
-        names = {key: float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor")}
-        return theta, local_theta, RopeScaling(kind=kind, original_context_length=original, **names)
-    raise UserError(f"{label} scales rotary positions by {kind!r}, but only linear and llama3 can be read.")
+def _activation(fields: Fields, family: str) -> str:
+    """Of the MLP, as transformers resolves the two names that it has gone by.
+
+    Llama and Qwen2 read `hidden_act`, Gemma 2 and 3 `hidden_activation`. Gemma 1 began with `hidden_act: gelu`, which
+    meant the approximation; transformers 4 then read `hidden_activation` alone, and 5 reads `hidden_act` again.
+    """
+    gemma = family.startswith("gemma")
+    read, other = ("hidden_activation", "hidden_act") if gemma else ("hidden_act", "hidden_activation")
+    default = "gelu_pytorch_tanh" if gemma else "silu"
+    found = {}
+    for name in (read, other):
+        word = fields.text(name, default) or ""
+        if gemma and name == "hidden_act" and word == "gelu":
+            word = default
+        if word not in _ACTIVATIONS:
+            raise fields.wrong(name, f"one of {', '.join(_ACTIVATIONS)}")
+        found[name] = _ACTIVATIONS[word]
+    if (fields.has(other) or family == "gemma") and found[other] != found[read]:
+        raise fields.wrong(other, f"what {read} is, {fields.text(read, default)}, or not at all")
+    return found[read]
 
 
-def _layer_types(keys: Keys, default: tuple[bool, ...]) -> tuple[bool, ...]:
-    kinds = keys.get("layer_types", None)
-    return default if kinds is None else tuple(kind == "sliding_attention" for kind in kinds)
+def _sliding(fields: Fields, family: str, num_layers: int, context_length: int) -> tuple[int | None, tuple[bool, ...]]:
+    """The window, and for each layer whether it slides; no layers where the family has no windows."""
+    kinds = fields.texts("layer_types")
+    if kinds is not None and (set(kinds) - set(rope.LAYERS) or len(kinds) != num_layers):
+        raise fields.wrong("layer_types", f"{num_layers} times {' or '.join(rope.LAYERS)}")
+    said = None if kinds is None else tuple(kind == "sliding_attention" for kind in kinds)
+    window = fields.size("sliding_window") if fields.has("sliding_window") else None
+    if family in ("gemma2", "gemma3"):
+        layers = said or period(_pattern(fields, family, said), num_layers)
+        if fields.has("sliding_window_size") and fields.size("sliding_window_size") != window:
+            raise fields.wrong("sliding_window_size", f"sliding_window, {window}")
+        if fields.flag("use_sliding_window", True) is False and any(layers):
+            raise fields.wrong("use_sliding_window", f"true, since {family} slides")
+        return fields.size("sliding_window") if any(layers) else window, layers
+    slides = fields.flag("use_sliding_window", False)
+    first = fields.size("max_window_layers", num_layers, least=0)
+    if family == "qwen2" and slides and window is not None:
+        return window, said or tuple(i >= first for i in range(num_layers))
+    if said is not None and any(said):
+        raise fields.wrong("layer_types", "full_attention alone, since no window is in use")
+    if family != "qwen2" and slides:
+        raise fields.wrong("use_sliding_window", f"false, since no {family} slides")
+    unused = fields.has("use_sliding_window") or said is not None or family == "qwen2"
+    if window is not None and window < context_length and not unused:
+        raise fields.wrong("sliding_window", f"null, since no {family} slides")
+    return None, ()
+
+
+def _pattern(fields: Fields, family: str, said: tuple[bool, ...] | None) -> int:
+    """Every how manyth layer does not slide, where `layer_types` does not say it."""
+    if family == "gemma2":
+        return 2
+    length = fields.size("sliding_window_pattern", 6)
+    if fields.size("_sliding_window_pattern", length) != length and said is None:
+        raise fields.wrong("_sliding_window_pattern", f"{length}, as transformers reads it, or layer_types beside it")
+    return length
 
 
 # What transformers assumes where a config.json is silent; Gemma 3's published files name only what differs.
@@ -119,6 +202,5 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "query_pre_attn_scalar": 256,
         "sliding_window": 4096,
-        "rope_theta": 1_000_000.0,
     },
 }

@@ -5,26 +5,34 @@ channels in halves, norm scales as the effective multiplier.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from cascades.checkpoints.reader import Path, Tensor, as_it_is
 from cascades.models import DecoderConfig
 
-# Tensors that some files carry beside the weights: tables that follow from the config, copies of T5's embedding and a
-# table that it never reads, and image encoders.
-_NOT_WEIGHTS = re.compile(
-    r"rotary_emb\.inv_freq$|^rope_freqs\.weight$"
-    r"|(^|\.)(vision_tower|multi_modal_projector)\."
-    r"|^(encoder|decoder)\.embed_tokens\.weight$|EncDecAttention\.relative_attention_bias"
-    r"|^SigLiPFromPatches_0/|^vision_encoder/|^embedder/mm_"
+# Tensors that GGUF files and Google's releases carry beside the weights: tables that follow from the config, and image
+# encoders.
+_NOT_WEIGHTS = re.compile(r"^rope_freqs\.weight$|^SigLiPFromPatches_0/|^vision_encoder/|^embedder/mm_")
+# The same of transformers' files: tables and masks that old versions saved, a table that T5 never reads, image
+# encoders, and heads that draft several tokens at once.
+_OTHER_PARTS = re.compile(
+    r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.masked_bias$"
+    r"|^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$"
+    r"|(^|\.)(vision_tower|vision_model|multi_modal_projector)\."
+    r"|^(model\.)?mtp(_layers)?\."
 )
 
 
 def is_weight(name: str) -> bool:
-    """Whether a tensor may belong to the decoder."""
+    """Whether a tensor of a GGUF file or of Google's may belong to the decoder."""
     return not _NOT_WEIGHTS.search(name)
+
+
+def may_be_read(name: str) -> bool:
+    """Whether a tensor of a Hugging Face file is not known to belong to another part than the language model."""
+    return not _OTHER_PARTS.search(name)
 
 
 def gguf(config: DecoderConfig, *, interleaved: bool) -> dict[Path, Tensor]:
@@ -72,18 +80,28 @@ def gguf(config: DecoderConfig, *, interleaved: bool) -> dict[Path, Tensor]:
     return table
 
 
-def huggingface(config: DecoderConfig, names: Iterable[str]) -> dict[Path, Tensor]:
+def embeddings(names: Collection[str]) -> tuple[str, str, list[str]]:
+    """What stands before transformers' names, the name of the embedding, and those of heads."""
+    first, table = "layers.0.input_layernorm.weight", "embed_tokens.weight"
+    ends = ((name, end) for end in (first, table) for name in names if name == end or name.endswith(f".{end}"))
+    name, end = next(ends, (f"model.{table}", table))
+    root = name.removesuffix(end)
+    return root, f"{root}{table}", sorted(each for each in names if each.split(".")[-2:] == ["lm_head", "weight"])
+
+
+def huggingface(config: DecoderConfig, names: Collection[str]) -> dict[Path, Tensor]:
     """transformers' names; what stands before them in a multimodal model (`language_model.`) is found in `names`."""
     n, g, h, d, f = _sizes(config)
     norm = _one_plus if config.embed_scale else as_it_is  # Gemma stores `scale - 1`
-    embedding = next((name for name in names if name.endswith("embed_tokens.weight")), "model.embed_tokens.weight")
-    root = embedding.removesuffix("embed_tokens.weight")
+    root, embedding, heads = embeddings(names)
+    if config.tied_head and embedding not in names and heads:
+        embedding = heads[0]  # of two names for one matrix some writers keep the other
     table = {
-        ("embed", "embedding"): Tensor(f"{root}embed_tokens.weight", (config.vocab_size, d), as_it_is),
+        ("embed", "embedding"): Tensor(embedding, (config.vocab_size, d), as_it_is),
         ("final_norm", "scale"): Tensor(f"{root}norm.weight", (d,), norm),
     }
     if not config.tied_head:
-        head = next((name for name in names if name.endswith("lm_head.weight")), "lm_head.weight")
+        head = heads[0] if heads else "lm_head.weight"
         table["head", "kernel"] = Tensor(head, (config.vocab_size, d), as_it_is)
     mlp_norm = "pre_feedforward_layernorm" if config.post_norms else "post_attention_layernorm"
     for i in range(config.num_layers):

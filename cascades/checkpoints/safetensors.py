@@ -1,48 +1,81 @@
 """Directories of Hugging Face models: `config.json` and one or several `*.safetensors`."""
 
 import json
+import os
 import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from cascades.checkpoints import huggingface_configs, names, t5
-from cascades.checkpoints.reader import Reader, empty
-from cascades.checkpoints.sources import first_line
+from cascades.checkpoints import huggingface_configs, names, quantized, t5
+from cascades.checkpoints.json_files import read_object
+from cascades.checkpoints.reader import Path, Reader, Tensor, empty
+from cascades.checkpoints.shards import INDEX, Shards
 from cascades.errors import UserError
 from cascades.models import Config, T5Config, presets
 
-INDEX = "model.safetensors.index.json"
+__all__ = ["INDEX", "open_reader", "read_config"]
+
 _PART = 32 * 2**20  # bytes that are read of a tensor at once, where only a part is wanted
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_E8M0 = {"F8_E8M0": ml_dtypes.float8_e8m0fnu}  # powers of two: scales alone
+_ADAPTER = re.compile(r"(^|\.)(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer|modules_to_save)\.")
 
 
 def open_reader(directory: pathlib.Path, preset: str | None = None) -> Reader:
     """Opens the model of a directory.
 
     Args:
-      directory: holds `config.json`, and the shards that the index names or, without an index, all `*.safetensors`.
+      directory: holds `config.json`, and the shards that the index names or, without an index, those of one model.
       preset: the architecture where there is no `config.json`.
 
     Raises:
-      UserError: no weights, a shard that is missing or cut off, or an architecture that is not known.
+      UserError: no weights, a shard that is missing or cut off, an architecture that is not known, or weights in a form
+        that is not read.
     """
-    files = {path: _open(path) for path in _shards(directory)}
-    where = {name: path for path, file in files.items() for name in file.keys()}  # noqa: SIM118 - not a dict
-    config = read_config(directory, preset)
-    shapes = {
-        name: tuple(files[path].get_slice(name).get_shape()) for name, path in where.items() if names.is_weight(name)
-    }
-    if config.tied_head:  # some files repeat the embedding
-        shapes = {name: shape for name, shape in shapes.items() if not name.endswith("lm_head.weight")}
+    shards = Shards(directory)
+    raw = _raw_config(directory)
+    config = _config(directory, raw, preset)
+    scheme = None if raw is None else quantized.scheme(raw, str(directory / "config.json"))
+    label = str(directory)
+    all_shapes = {name: tuple(shards.tensor(name).get_shape()) for name in shards.where if names.may_be_read(name)}
+    dtypes = {name: shards.tensor(name).get_dtype() for name in all_shapes}
+    scales = quantized.scales(dtypes, all_shapes, scheme, label)
+    unread = {*scales.values(), *_drafting(all_shapes, raw)}
+    unread |= {name for name in all_shapes if scheme and quantized.is_of_activations(name)}
+    shapes = {name: shape for name, shape in all_shapes.items() if name not in unread}
+    table, copies = _table(config, shapes)
+    for name in copies:
+        del shapes[name]
+    if adapters := [name for name in shapes if _ADAPTER.search(name)]:
+        raise UserError(
+            f"{label} holds an adapter among its weights ({adapters[0]}): merge it into the model that it changes and "
+            "give the result."
+        )
+    _check_dtypes(label, {tensor.name for tensor in table.values()}, dtypes)
+
+    def stored(name: str) -> Any:
+        """What can be sliced: the library's lazy slice, or an array in a dtype that it does not know."""
+        kinds = quantized.FLOAT8 | _E8M0
+        if dtypes[name] in kinds:
+            return _mapped(shards.where[name], name).view(kinds[dtypes[name]]).reshape(all_shapes[name])
+        return shards.tensor(name)
 
     def read(name: str, dtype) -> np.ndarray:
         out = empty(shapes[name], dtype)
-        out[...] = files[where[name]].get_tensor(name)
+        if name in scales:
+            block = scheme.block if scheme else None
+            out[...] = quantized.dequantise(stored(name)[...], _scale(label, scales[name], stored(scales[name])), block)
+        else:
+            out[...] = stored(name)[...]
+        _compare(label, name, copies, stored, 0, shapes[name][0] if shapes[name] else 0)
         return out
 
     def part(name: str, dtype, index: tuple[slice, ...]) -> np.ndarray:
-        source = files[where[name]].get_slice(name)
+        source = stored(name)
         starts, stops, _ = zip(
             *(each.indices(size) for each, size in zip(index, shapes[name], strict=True)), strict=True
         )
@@ -52,50 +85,91 @@ def open_reader(directory: pathlib.Path, preset: str | None = None) -> Reader:
         for row in range(starts[0], stops[0], rows):
             end = min(row + rows, stops[0])
             out[row - starts[0] : end - starts[0]] = source[(slice(row, end), *index[1:])]
+        _compare(label, name, copies, stored, starts[0], stops[0])
         return out
 
-    table = t5.huggingface(config) if isinstance(config, T5Config) else names.huggingface(config, shapes)
-    return Reader(str(directory), config, table, shapes, read, part)
+    return Reader(label, config, table, shapes, read, None if scales else part)
 
 
 def read_config(directory: pathlib.Path, preset: str | None = None) -> Config:
     """The architecture: of `config.json`, or of a preset where there is none."""
+    return _config(directory, _raw_config(directory), preset)
+
+
+def _raw_config(directory: pathlib.Path) -> Mapping[str, Any] | None:
     path = directory / "config.json"
-    if path.exists():
-        return huggingface_configs.from_huggingface(_json(path), str(path))
+    return quantized.with_settings(read_object(path), directory) if path.exists() else None
+
+
+def _config(directory: pathlib.Path, raw: Mapping[str, Any] | None, preset: str | None) -> Config:
+    if raw is not None:
+        return huggingface_configs.from_huggingface(raw, str(directory / "config.json"))
     if preset is None:
         raise UserError(f"{directory} should hold a config.json beside its weights: add it, or name its preset.")
     return presets.preset(preset)
 
 
-def _shards(directory: pathlib.Path) -> list[pathlib.Path]:
-    index = directory / INDEX
-    if not index.exists():
-        return sorted(directory.glob("*.safetensors"))
-    shards = [directory / name for name in sorted(set(_json(index).get("weight_map", {}).values()))]
-    missing = [path.name for path in shards if not path.exists()]
-    if missing:
+def _table(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[Path, Tensor], dict[str, str]]:
+    """The parameters' tensors, and for each copy of the embedding that a file repeats the name of the embedding."""
+    if isinstance(config, T5Config):
+        table = t5.huggingface(config, shapes)
+        repeated = (*t5.HF_EMBEDDINGS, *((t5.HF_HEAD,) if config.tied_head else ()))
+    else:
+        table = names.huggingface(config, shapes)
+        repeated = names.embeddings(shapes)[2] if config.tied_head else ()
+    embedding = table["embed", "embedding"].name
+    return table, {name: embedding for name in repeated if name in shapes and name != embedding}
+
+
+def _drafting(shapes: Iterable[str], raw: Mapping[str, Any] | None) -> list[str]:
+    """Layers behind the last, which a config calls a head that drafts several tokens at once."""
+    count, extra = ((raw or {}).get(name) for name in ("num_hidden_layers", "num_nextn_predict_layers"))
+    if type(count) is not int or type(extra) is not int:
+        return []
+    numbers = {name: re.match(r"model\.layers\.(\d{1,9})\.", name) for name in shapes}
+    return [name for name, number in numbers.items() if number and count <= int(number[1]) < count + extra]
+
+
+def _check_dtypes(label: str, used: set[str], dtypes: Mapping[str, str]) -> None:
+    wrong = sorted(name for name in used if dtypes.get(name, "F32") not in (*_FLOATS, *quantized.FLOAT8))
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise UserError(
-            f"{directory} should hold the {len(shards)} files that {INDEX} names, but {', '.join(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} missing: fetch the model again."
+            f"{label} should hold its weights as floats, but holds {wrong[0]} as {dtypes[wrong[0]]}{more}: give the "
+            "model's weights in bfloat16, in FP8 with scales, or a GGUF file."
         )
-    return shards
 
 
-def _open(path: pathlib.Path) -> Any:
-    try:
-        return safe_open(path, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} should be a whole safetensors file, but is cut off ({first_line(error)}): fetch it again."
-        ) from None
+def _scale(label: str, name: str, source: Any) -> np.ndarray:
+    scale = np.asarray(source[...]).astype(np.float32)
+    if not np.isfinite(scale).all():
+        raise UserError(f"{label} holds scales in {name} that are no finite numbers: fetch it again.")
+    return scale
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} should be JSON, but is not ({error}): fetch it again.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} should hold a JSON object, but holds a {type(value).__name__}: fetch it again.")
-    return value
+def _compare(
+    label: str, name: str, copies: Mapping[str, str], stored: Callable[[str], Any], start: int, stop: int
+) -> None:
+    """Raises UserError where a matrix that should repeat `name` differs from it between two rows.
+
+    transformers 4 then takes the embedding for both, and 5 takes each for itself: two texts of one file.
+    """
+    for copy in (copy for copy, original in copies.items() if original == name):
+        mine, theirs = stored(name), stored(copy)
+        rows = max(1, _PART // max(np.asarray(mine[:1]).nbytes, 1))
+        for row in range(start, stop, rows):
+            end = min(row + rows, stop)
+            if not np.array_equal(mine[row:end], theirs[row:end]):
+                raise UserError(
+                    f"{label} should hold {name} and {copy} as one matrix, as its config says, but they differ: set "
+                    "tie_word_embeddings to false if the head is one of its own, or delete the copy."
+                )
+
+
+def _mapped(path: pathlib.Path, name: str) -> np.ndarray:
+    """The bytes of a tensor in a file that the library has checked."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        start, stop = json.loads(file.read(length))[name]["data_offsets"]
+    raw = np.memmap(path, np.uint8, "r", shape=os.path.getsize(path))
+    return raw[8 + length + start : 8 + length + stop]

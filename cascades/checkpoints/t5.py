@@ -3,49 +3,89 @@
 T5X: https://github.com/google-research/t5x, t5x/examples/t5/network.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from cascades.checkpoints import known_fields
+from cascades.checkpoints.fields import Fields
 from cascades.checkpoints.reader import Path, Tensor, as_it_is
 from cascades.errors import UserError
 from cascades.models import T5Config
 
 HF_FAMILIES = ("t5", "mt5")
+_MOST_LAYERS = 2048
+# One matrix, of which transformers saves one name or several.
+HF_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+HF_HEAD = "lm_head.weight"
 
 
 def from_huggingface(raw: Mapping[str, Any], label: str) -> T5Config:
     """The architecture of a `config.json`.
 
     Raises:
-      UserError: a field that is missing, or an MLP that is not known.
+      UserError: a field that is missing, not of its type or not known, or an MLP that is not known.
     """
-    kind = raw.get("feed_forward_proj", "relu")
-    if kind not in ("relu", "gated-gelu"):
-        raise UserError(
-            f"{label} asks for the MLP {kind!r}, but only relu and gated-gelu are known: give a T5, v1.1 or FLAN-T5."
-        )
     needed = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "d_kv")
     if missing := [name for name in needed if raw.get(name) is None]:
         raise UserError(f"{label} should say {', '.join(missing)}, but does not: give another file.")
-    tied = bool(raw.get("tie_word_embeddings", True))
+    family = raw["model_type"]
+    known_fields.check(raw, family, label)
+    fields = Fields(raw, label)
+    num_layers = fields.size("num_layers", most=_MOST_LAYERS)
+    vocab_size = fields.size("vocab_size")
+    tied, scaled = _head(fields, family)
+    buckets = fields.size("relative_attention_num_buckets", 32, least=4)
     return T5Config(
-        vocab_size=raw["vocab_size"],
-        num_layers=raw["num_layers"],
-        num_decoder_layers=raw.get("num_decoder_layers") or raw["num_layers"],
-        d_model=raw["d_model"],
-        d_ff=raw["d_ff"],
-        num_heads=raw["num_heads"],
-        head_dim=raw["d_kv"],
-        gated=kind == "gated-gelu",
+        vocab_size=vocab_size,
+        num_layers=num_layers,
+        num_decoder_layers=fields.size("num_decoder_layers", num_layers, most=_MOST_LAYERS),
+        d_model=fields.size("d_model"),
+        d_ff=fields.size("d_ff"),
+        num_heads=fields.size("num_heads"),
+        head_dim=fields.size("d_kv"),
+        gated=_gated(fields, family),
         tied_head=tied,
-        scaled_head=bool(raw.get("scale_decoder_outputs", tied)),
-        buckets=raw.get("relative_attention_num_buckets", 32),
-        max_distance=raw.get("relative_attention_max_distance", 128),
-        start=raw.get("decoder_start_token_id", raw.get("pad_token_id")) or 0,
-        norm_eps=raw.get("layer_norm_epsilon", 1e-6),
+        scaled_head=scaled,
+        buckets=buckets,
+        max_distance=fields.size("relative_attention_max_distance", 128, least=buckets // 2 + 1),
+        start=fields.size(
+            "decoder_start_token_id", fields.size("pad_token_id", 0, least=0), least=0, most=vocab_size - 1
+        ),
+        norm_eps=fields.number("layer_norm_epsilon", 1e-6),
     )
+
+
+def _gated(fields: Fields, family: str) -> bool:
+    """Whether the MLP is a gated GELU, else one matrix and ReLU."""
+    kind = fields.text("feed_forward_proj", "relu" if family == "t5" else "gated-gelu")
+    if kind not in ("relu", "gated-gelu"):
+        raise UserError(
+            f"{fields.label} asks for the MLP {kind!r}, but only relu and gated-gelu are known: give a T5, v1.1 or "
+            "FLAN-T5."
+        )
+    gated = kind == "gated-gelu"
+    # Written by transformers from the field above; other values would win over it there.
+    if fields.flag("is_gated_act", gated) != gated:
+        raise fields.wrong("is_gated_act", f"{gated}, as feed_forward_proj says")
+    activations = ("gelu_new", "gelu_pytorch_tanh") if gated else ("relu",)
+    if fields.text("dense_act_fn", activations[0]) not in activations:
+        raise fields.wrong("dense_act_fn", f"{activations[0]}, as feed_forward_proj says")
+    return gated
+
+
+def _head(fields: Fields, family: str) -> tuple[bool, bool]:
+    """Whether the embedding is the output matrix, and whether the decoder's output is scaled before it.
+
+    The two go together in every T5: v1.0 has both, v1.1 and mT5 neither. transformers 5 writes that the head is tied
+    whatever it is, and says in `scale_decoder_outputs` which T5 it was; of mT5, which it never scales, it says nothing.
+    """
+    tied = fields.flag("tie_word_embeddings", family == "t5") and family == "t5"
+    scaled = fields.flag("scale_decoder_outputs", tied)
+    if scaled and not tied:
+        raise fields.wrong("scale_decoder_outputs", "false, since the head is not the embedding")
+    return scaled, scaled
 
 
 def from_t5x(shapes: Mapping[str, tuple[int, ...]], label: str) -> T5Config:
@@ -124,8 +164,8 @@ def _t5x_parts(decoder: bool) -> dict[str, tuple[str, str]]:
 
 
 _HF = _Spelling(
-    embedding="shared.weight",
-    head="lm_head.weight",
+    embedding=HF_EMBEDDINGS[0],
+    head=HF_HEAD,
     norm="{}.final_layer_norm.weight",
     bias="{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
     at="{}.block.{}.",
@@ -145,9 +185,10 @@ _T5X = _Spelling(
 )
 
 
-def huggingface(config: T5Config) -> dict[Path, Tensor]:
-    """transformers' names: matrices `[out, in]`, heads flattened."""
-    return _table(config, _HF)
+def huggingface(config: T5Config, names: Collection[str] = HF_EMBEDDINGS) -> dict[Path, Tensor]:
+    """transformers' names: matrices `[out, in]`, heads flattened; `names` tells which one the embedding has."""
+    embedding = next((name for name in HF_EMBEDDINGS if name in names), HF_EMBEDDINGS[0])
+    return _table(config, _HF._replace(embedding=embedding))
 
 
 def t5x(config: T5Config) -> dict[Path, Tensor]:

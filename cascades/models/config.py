@@ -4,7 +4,7 @@ import dataclasses
 
 from cascades.errors import UserError
 
-ACTIVATIONS = ("silu", "gelu_tanh")
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu")
 ROPE_SCALINGS = ("linear", "llama3")
 
 
@@ -46,7 +46,7 @@ class DecoderConfig:
     rope_scaling: applied to global layers only.
     window: size of the sliding window; position i sees j where 0 <= i - j < window.
     local_layers: for each layer, whether it slides; empty = none does.
-    activation: `silu` (Llama, Qwen2) or `gelu_tanh` (Gemma), of the gated MLP.
+    activation: of the gated MLP: `silu` (Llama, Qwen2), `gelu_tanh` (Gemma: the approximation), `gelu` or `relu`.
     qkv_bias: biases on q, k and v (Qwen2).
     qk_norm: RMSNorm over each head's queries and keys (Gemma 3).
     post_norms: RMSNorm after attention and after the MLP too (Gemma 2 and 3).

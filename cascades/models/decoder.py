@@ -114,8 +114,7 @@ class Block(nnx.Module):
         return lax.platform_dependent(*given, tpu=kernel, default=plain)
 
     def mlp(self, y: Float[Array, "b s d"], view: View) -> Float[Array, "b s d"]:
-        gate = view.constrain(self.gate(y), MLP)
-        gate = jax.nn.silu(gate) if self.config.activation == "silu" else jax.nn.gelu(gate, approximate=True)
+        gate = layers.activate(view.constrain(self.gate(y), MLP), self.config.activation)
         return view.constrain(self.down(gate * view.constrain(self.up(y), MLP)), HIDDEN)
 
 

@@ -115,6 +115,13 @@ def lookup(table, tokens: Int[Array, "b s"]) -> Float[Array, "b s d"]:
     return table.at[tokens].get(mode="clip")
 
 
+def activate(x: Array, kind: str) -> Array:
+    """The function of `ACTIVATIONS` that is named."""
+    if kind == "silu":
+        return jax.nn.silu(x)
+    return jax.nn.relu(x) if kind == "relu" else jax.nn.gelu(x, approximate=kind == "gelu_tanh")
+
+
 def softcap(x: Array, cap: float | None) -> Array:
     """`cap * tanh(x / cap)`, or `x` where `cap` is None (Gemma 2, arXiv 2408.00118)."""
     return x if cap is None else cap * jnp.tanh(x / cap)

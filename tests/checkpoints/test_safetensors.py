@@ -58,7 +58,8 @@ def test_the_text_of_a_multimodal_model(build, write_huggingface, assert_params)
 
 def test_a_repeated_embedding_is_not_a_head(build, write_huggingface, assert_params):
     model = build("qwen2")
-    extra = {"lm_head.weight": np.zeros((48, 64), np.float32), "model.rotary_emb.inv_freq": np.zeros(4, np.float32)}
+    extra = {"lm_head.weight": np.asarray(model.params["embed"]["embedding"])}
+    extra["model.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
     assert_params(checkpoints.load(write_huggingface(model, extra=extra)).params, model.params)
 
 

@@ -16,7 +16,7 @@ GOOD = models.preset("smollm2_135m")
         ({"num_kv_heads": 2}, "num_kv_heads"),
         ({"head_dim": 7}, "head_dim"),
         ({"num_layers": 0}, "num_layers"),
-        ({"activation": "relu"}, "activation"),
+        ({"activation": "mish"}, "activation"),
         ({"local_layers": (True, False), "window": 4}, "local_layers"),
         ({"local_layers": (True,) * 30}, "window"),
     ],

@@ -1,0 +1,58 @@
+"""JSON files of a model: read whole and strictly, since what is read here says what the weights mean."""
+
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+from cascades.errors import UserError
+
+_LARGEST = 256 * 2**20  # bytes; the index of the largest published models has a hundredth of it
+
+
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+      UserError: no file, too large, no JSON (NaN and Infinity are none), nested without end, a name that stands twice
+        in one object, or something else than an object.
+    """
+    try:
+        if not path.is_file():
+            raise UserError(f"{path} should be a JSON file, but is none: fetch it again.")
+        if os.path.getsize(path) > _LARGEST:
+            raise UserError(f"{path} should be a small JSON file, but has {os.path.getsize(path)} bytes: give another.")
+        value = json.loads(
+            path.read_text(encoding="utf-8"),
+            object_pairs_hook=_object,
+            parse_constant=_constant,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise UserError(f"{path} should be JSON, but is nested too deeply to be read: fetch it again.") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} should be JSON, but is not ({str(error)[:200]}): fetch it again.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} should hold a JSON object, but holds a {type(value).__name__}: fetch it again.")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers disagree about which of two values holds, so neither is taken."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name[:100]!r} stands twice in one object")
+        found[name] = value
+    return found
+
+
+def _constant(word: str) -> float:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(float(digits)):
+        raise ValueError(f"{digits[:40]} is too large a number")
+    return float(digits)
