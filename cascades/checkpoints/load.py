@@ -64,11 +64,15 @@ def load(
         params |= _shared(path, config, verifier)
     else:
         reader = _open(path, preset)
-        like = abstract_params(reader.config, dtype)
-        places = None if shardings is None else shardings(quantization.pack_all(like, weights) if weights else like)
+        places = None if shardings is None else shardings(_abstract(reader, dtype, weights))
         pack = quantization.packer(weights) if weights else None
         config, params = reader.config, read_params(reader, dtype, shardings=places, pack=pack, progress=progress)
     return Checkpoint(config, params, sources.tokenizer_directory(path))
+
+
+def _abstract(reader: Reader, dtype, weights: str | None) -> Params:
+    like = abstract_params(reader.config, dtype)
+    return quantization.pack_all(like, weights) if weights else like
 
 
 def _shared(path: AnyPath, config: Config, verifier: Params | None) -> Params:
@@ -132,8 +136,8 @@ def _descend(path: AnyPath) -> AnyPath:
       UserError: no weights in a form that is known.
     """
     if path.is_file():
-        if path.suffix == ".safetensors":
-            return path.parent
+        if isinstance(path, pathlib.Path) and path.suffix == ".safetensors":
+            return safetensors.directory_of(path)
         return path
     if _is_model(path):
         return path

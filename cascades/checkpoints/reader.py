@@ -84,8 +84,8 @@ def read_params(
     Raises:
       UserError: names every missing, unused and misshapen tensor together, before anything is read.
     """
-    abstract = flatten(abstract_params(reader.config, dtype))
     check(reader.label, {tensor.name: tensor.shape for tensor in reader.table.values()}, reader.shapes)
+    abstract = flatten(abstract_params(reader.config, dtype))
     places = {} if shardings is None else flatten(shardings)
 
     paths_of: dict[str, list[Path]] = {}

@@ -10,10 +10,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from cascades.checkpoints import huggingface_configs, names, quantized, t5
+from cascades.checkpoints import huggingface_configs, names, quantized, shards, t5
 from cascades.checkpoints.json_files import read_object
 from cascades.checkpoints.reader import Path, Reader, Tensor, empty
-from cascades.checkpoints.shards import INDEX, Shards
+from cascades.checkpoints.shards import INDEX
 from cascades.errors import UserError
 from cascades.models import Config, T5Config, presets
 
@@ -36,13 +36,13 @@ def open_reader(directory: pathlib.Path, preset: str | None = None) -> Reader:
       UserError: no weights, a shard that is missing or cut off, an architecture that is not known, or weights in a form
         that is not read.
     """
-    shards = Shards(directory)
+    files = shards.Shards(directory)
     raw = _raw_config(directory)
     config = _config(directory, raw, preset)
     scheme = None if raw is None else quantized.scheme(raw, str(directory / "config.json"))
     label = str(directory)
-    all_shapes = {name: tuple(shards.tensor(name).get_shape()) for name in shards.where if names.may_be_read(name)}
-    dtypes = {name: shards.tensor(name).get_dtype() for name in all_shapes}
+    all_shapes = {name: tuple(files.tensor(name).get_shape()) for name in files.where if names.may_be_read(name)}
+    dtypes = {name: files.tensor(name).get_dtype() for name in all_shapes}
     scales = quantized.scales(dtypes, all_shapes, scheme, label)
     unread = {*scales.values(), *_drafting(all_shapes, raw)}
     unread |= {name for name in all_shapes if scheme and quantized.is_of_activations(name)}
@@ -61,8 +61,8 @@ def open_reader(directory: pathlib.Path, preset: str | None = None) -> Reader:
         """What can be sliced: the library's lazy slice, or an array in a dtype that it does not know."""
         kinds = quantized.FLOAT8 | _E8M0
         if dtypes[name] in kinds:
-            return _mapped(shards.where[name], name).view(kinds[dtypes[name]]).reshape(all_shapes[name])
-        return shards.tensor(name)
+            return _mapped(files.where[name], name).view(kinds[dtypes[name]]).reshape(all_shapes[name])
+        return files.tensor(name)
 
     def read(name: str, dtype) -> np.ndarray:
         out = empty(shapes[name], dtype)
@@ -89,6 +89,20 @@ def open_reader(directory: pathlib.Path, preset: str | None = None) -> Reader:
         return out
 
     return Reader(label, config, table, shapes, read, None if scales else part)
+
+
+def directory_of(file: pathlib.Path) -> pathlib.Path:
+    """The directory of the model that a file is of.
+
+    Raises:
+      UserError: its directory holds another model.
+    """
+    if file not in shards.files_of(file.parent):
+        raise UserError(
+            f"{file} is not the model of its directory, which is read from other files: move it to a "
+            "directory of its own, with its config.json."
+        )
+    return file.parent
 
 
 def read_config(directory: pathlib.Path, preset: str | None = None) -> Config:

@@ -39,15 +39,8 @@ class Shards:
           UserError: no weights or several models' weights, a file that is missing, cut off or lacks a tensor, or a name
             in the index that is none of a file in the directory.
         """
-        index = directory / INDEX
-        assigned = _weight_map(index) if index.exists() else None
-        if assigned is not None and (directory / WHOLE).exists() and WHOLE not in assigned.values():
-            raise UserError(
-                f"{directory} holds a {WHOLE} and an {INDEX} of other files, which may be two models: remove the one "
-                "that is not meant."
-            )
-        chosen = _indexed(directory, assigned) if assigned is not None else _unindexed(directory)
-        self.files = {path: _open(path) for path in chosen}
+        assigned = _weight_map(directory)
+        self.files = {path: _open(path) for path in _chosen(directory, assigned)}
         held = {path: set(file.keys()) for path, file in self.files.items()}  # noqa: SIM118 - not a dict
         self.where = _named_once(directory, held) if assigned is None else _assigned(directory, assigned, held)
 
@@ -56,13 +49,36 @@ class Shards:
         return self.files[self.where[name]].get_slice(name)
 
 
-def _weight_map(index: pathlib.Path) -> dict[str, str]:
-    """From tensors to the names of files.
+def files_of(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a directory's model.
+
+    Raises:
+      UserError: none, or more than one model's.
+    """
+    return _chosen(directory, _weight_map(directory))
+
+
+def _chosen(directory: pathlib.Path, assigned: Mapping[str, str] | None) -> list[pathlib.Path]:
+    if assigned is None:
+        return _unindexed(directory)
+    if (directory / WHOLE).exists() and WHOLE not in assigned.values():
+        raise UserError(
+            f"{directory} holds a {WHOLE} and an {INDEX} of other files, which may be two models: remove the one "
+            "that is not meant."
+        )
+    return _indexed(directory, assigned)
+
+
+def _weight_map(directory: pathlib.Path) -> dict[str, str] | None:
+    """From tensors to the names of files; None without an index.
 
     Raises:
       UserError: none, not from texts to texts, or a name that leads elsewhere: a path is refused by its form, since
         the files of the hub's cache are links out of the directory.
     """
+    index = directory / INDEX
+    if not index.exists():
+        return None
     given = read_object(index).get("weight_map")
     if not isinstance(given, dict) or not given or not all(isinstance(file, str) for file in given.values()):
         raise UserError(f"{index} should give weight_map, the file of every tensor, but does not: fetch it again.")

@@ -26,6 +26,7 @@ TOKENIZER_FILES = (
     "spiece.model",
     "chat_template.jinja",
     "special_tokens_map.json",
+    "added_tokens.json",
     "generation_config.json",
 )
 
