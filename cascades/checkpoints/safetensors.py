@@ -48,8 +48,9 @@ def open_reader(directory: pathlib.Path, preset: str | None = None) -> Reader:
     unread |= {name for name in all_shapes if scheme and quantized.is_of_activations(name)}
     shapes = {name: shape for name, shape in all_shapes.items() if name not in unread}
     table, copies = _table(config, shapes)
-    for name in copies:
-        del shapes[name]
+    for copy, name in copies.items():
+        if shapes.pop(copy) != shapes[name]:
+            raise _differ(label, name, copy)
     if adapters := [name for name in shapes if _ADAPTER.search(name)]:
         raise UserError(
             f"{label} holds an adapter among its weights ({adapters[0]}): merge it into the model that it changes and "
@@ -174,10 +175,14 @@ def _compare(
         for row in range(start, stop, rows):
             end = min(row + rows, stop)
             if not np.array_equal(mine[row:end], theirs[row:end]):
-                raise UserError(
-                    f"{label} should hold {name} and {copy} as one matrix, as its config says, but they differ: set "
-                    "tie_word_embeddings to false if the head is one of its own, or delete the copy."
-                )
+                raise _differ(label, name, copy)
+
+
+def _differ(label: str, name: str, copy: str) -> UserError:
+    return UserError(
+        f"{label} should hold {name} and {copy} as one matrix, as its config says, but they differ: set "
+        "tie_word_embeddings to false if the head is one of its own, or delete the copy."
+    )
 
 
 def _mapped(path: pathlib.Path, name: str) -> np.ndarray:

@@ -42,7 +42,8 @@ class Shards:
         assigned = _weight_map(directory)
         self.files = {path: _open(path) for path in _chosen(directory, assigned)}
         held = {path: set(file.keys()) for path, file in self.files.items()}  # noqa: SIM118 - not a dict
-        self.where = _named_once(directory, held) if assigned is None else _assigned(directory, assigned, held)
+        where = _named_once(directory, held) if assigned is None else _assigned(directory, assigned, held)
+        self.where = dict(sorted(where.items()))
 
     def tensor(self, name: str) -> Any:
         """The slice of a tensor, of which nothing is read yet."""

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import tensorstore as ts
 from flax import serialization
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from cascades import checkpoints
-from cascades.checkpoints import t5
+from cascades.checkpoints import huggingface_configs, t5
 from cascades.errors import UserError
 from cascades.models import T5Config, preset
 
@@ -137,6 +137,64 @@ def test_int8_and_a_place_for_every_tensor(tmp_path):
 @pytest.mark.parametrize(("raw", "name"), [(SMALL, "t5_small"), (FLAN_XL, "t5_v1_1_xl")])
 def test_published_configs_are_those_of_the_presets(raw, name):
     assert t5.from_huggingface(raw, "config.json") == preset(name)
+
+
+def test_the_form_of_transformers_5(tmp_path):
+    """It calls every head tied, and says in a field of its own which T5 it was; of mT5 it says nothing."""
+    for changes in ({"scale_decoder_outputs": False}, {"model_type": "mt5", "architectures": None}):
+        directory = write_huggingface(tmp_path / str(len(changes)), "v1_1", tie_word_embeddings=True, **changes)
+        loaded = checkpoints.load(directory)
+        assert loaded.config == config_of("v1_1", context_length=2048)
+        assert_same(loaded.params, "v1_1")
+    raw = SMALL | {"tie_word_embeddings": True, "scale_decoder_outputs": True}
+    assert t5.from_huggingface(raw, "config.json") == preset("t5_small")
+
+
+def test_what_an_mt5_leaves_out():
+    raw = {key: value for key, value in FLAN_XL.items() if key not in ("feed_forward_proj", "tie_word_embeddings")}
+    assert t5.from_huggingface(raw | {"model_type": "mt5"}, "config.json") == preset("t5_v1_1_xl")
+
+
+@pytest.mark.parametrize("kept", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"])
+def test_the_embedding_under_another_of_its_names(tmp_path, kept):
+    directory = write_huggingface(tmp_path / "hf", "v1_0")
+    tensors = load_file(directory / "model.safetensors")
+    tensors[kept] = tensors.pop("shared.weight")
+    save_file(tensors, directory / "model.safetensors")
+    assert_same(checkpoints.load(directory).params, "v1_0")
+
+
+@pytest.mark.parametrize("copy", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"])
+def test_a_copy_of_the_embedding_that_differs(tmp_path, copy):
+    extra = {copy: np.zeros((61, 24), np.float32)}
+    with pytest.raises(UserError, match=f"hold shared.weight and {copy} as one matrix, .* but they differ"):
+        checkpoints.load(write_huggingface(tmp_path / "hf", "v1_0", extra=extra))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"dense_act_fn": "gelu_new"}, "dense_act_fn as relu"),
+        ({"is_gated_act": True}, "is_gated_act as False"),
+        ({"feed_forward_proj": "gelu"}, "the MLP 'gelu'"),
+        ({"feed_forward_proj": 3}, "feed_forward_proj as a text"),
+        ({"model_type": "mt5", "feed_forward_proj": "gated-gelu", "dense_act_fn": "silu"}, "dense_act_fn as gelu_new"),
+        ({"tie_encoder_decoder": True}, "asks for tie_encoder_decoder"),
+        ({"scale_decoder_outputs": True, "tie_word_embeddings": False}, "scale_decoder_outputs as false"),
+        ({"relative_attention_num_buckets": 0}, "relative_attention_num_buckets as a whole number"),
+        ({"relative_attention_max_distance": 16}, "relative_attention_max_distance as a whole number"),
+        ({"layer_norm_epsilon": "1e-6"}, "layer_norm_epsilon as a number"),
+        ({"decoder_start_token_id": 40_000}, "decoder_start_token_id as a whole number from 0 to 32127"),
+        ({"num_decoder_layers": 2.0}, "num_decoder_layers as a whole number"),
+        ({"d_kv": True}, "d_kv as a whole number"),
+        ({"architectures": ["T5EncoderModel"]}, "T5EncoderModel"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "by bitsandbytes"),
+        ({"odd": 1}, "gives odd, which no t5 here knows"),
+    ],
+)
+def test_fields_that_are_refused(changes, named):
+    with pytest.raises(UserError, match=named):
+        huggingface_configs.from_huggingface(SMALL | changes, "config.json")
 
 
 def test_a_config_that_cannot_be_read():
