@@ -1,10 +1,14 @@
 """A model's architecture in our own form, and that of a released Gemma checkpoint, which says none."""
 
 import dataclasses
+import math
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 from cascades.checkpoints.families import Shapes
+from cascades.checkpoints.fields import MOST
 from cascades.checkpoints.sources import first_line
 from cascades.errors import UserError
 from cascades.models import PRESETS, Config, DecoderConfig, RopeScaling, T5Config, presets
@@ -54,10 +58,34 @@ def from_json(raw: Mapping[str, Any], label: str) -> Config:
     unknown = sorted(set(raw) - known)
     if unknown:
         raise UserError(f"{label} gives {', '.join(unknown)}, which this version does not know: upgrade cascades.")
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
     try:
-        if fields.get("rope_scaling") is not None:
-            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-        return kind(**fields)
-    except TypeError as error:
+        return _made(kind, raw)
+    except (TypeError, UserError) as error:
         raise UserError(f"{label} does not describe a model ({first_line(error)}): convert it again.") from None
+
+
+def _made(kind: type, raw: Mapping[str, Any]) -> Any:
+    """A dataclass of these fields.
+
+    Raises:
+      TypeError: a field that is missing, not known or not of its declared type.
+    """
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _value(name, value, hints.get(name, object)) for name, value in raw.items()})
+
+
+def _value(name: str, value: Any, hint: Any) -> Any:
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if RopeScaling in allowed and isinstance(value, dict):
+        return _made(RopeScaling, value)
+    if typing.get_origin(hint) is tuple and isinstance(value, list) and all(type(each) is bool for each in value):
+        return tuple(value)
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        fine = type(value) in allowed
+    else:
+        # Every number is a size, a factor or a base, but for the first token's.
+        whole = isinstance(value, int) and int in allowed and (name == "start" or value >= 1) and 0 <= value <= MOST
+        fine = whole or (isinstance(value, int | float) and float in allowed and 0 < value < math.inf)
+    if not fine:
+        raise TypeError(f"{name} is {str(value)[:60]}")
+    return value

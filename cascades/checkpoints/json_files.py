@@ -2,16 +2,16 @@
 
 import json
 import math
-import os
 import pathlib
 from typing import Any
 
+from cascades.checkpoints.sources import AnyPath
 from cascades.errors import UserError
 
 _LARGEST = 256 * 2**20  # bytes; the index of the largest published models has a hundredth of it
 
 
-def read_object(path: pathlib.Path) -> dict[str, Any]:
+def read_object(path: AnyPath) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises:
@@ -21,8 +21,8 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
     try:
         if not path.is_file():
             raise UserError(f"{path} should be a JSON file, but is none: fetch it again.")
-        if os.path.getsize(path) > _LARGEST:
-            raise UserError(f"{path} should be a small JSON file, but has {os.path.getsize(path)} bytes: give another.")
+        if isinstance(path, pathlib.Path) and path.stat().st_size > _LARGEST:
+            raise UserError(f"{path} should be a small JSON file, but has {path.stat().st_size} bytes: give another.")
         value = json.loads(
             path.read_text(encoding="utf-8"),
             object_pairs_hook=_object,

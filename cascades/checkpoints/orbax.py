@@ -11,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from cascades.checkpoints import configs, gguf
+from cascades.checkpoints.json_files import read_object
 from cascades.checkpoints.reader import check, flatten, unflatten
 from cascades.checkpoints.sources import TOKENIZER_FILES, AnyPath, bucket, bucket_errors, first_line
 from cascades.errors import UserError
@@ -144,11 +145,12 @@ def writable(directory: str | os.PathLike) -> AnyPath:
 
 def _description(directory: AnyPath) -> dict[str, Any]:
     path = directory / CONFIG
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-        version, _, _ = content["format"], content["config"], content["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} should describe a checkpoint, but cannot be read: convert the model again.") from None
+    content = read_object(path)
+    version, files, names = content.get("format"), content.get("files"), content.get("shared", [])
+    sizes = isinstance(files, dict) and all(type(size) is int for size in files.values())
+    shared = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if version is None or not sizes or not shared or not isinstance(content.get("config"), dict):
+        raise UserError(f"{path} should describe a checkpoint, but cannot be read: convert the model again.")
     if version != FORMAT:
         raise UserError(f"{path} is of format {version}, but format {FORMAT} was expected: convert the model again.")
     return content

@@ -78,7 +78,7 @@ def scheme(raw: Mapping[str, Any], label: str) -> Scheme | None:
 
 def _settings(fields: Fields) -> Iterable[Fields]:
     for name in ("quantization_config", "quantization", "compression_config"):
-        inner = fields.inner(name)
+        inner = None if fields.values.get(name) is False else fields.inner(name)
         if inner is not None:
             yield inner
 

@@ -61,6 +61,10 @@ def _tensors(directory: AnyPath) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} should be the index of a T5X checkpoint, but cannot be read: give one.") from None
     found: dict[str, Any] = {}
+    if outside := [leaf for leaf in leaves.values() if isinstance(leaf, str) and ".." in leaf.split("/")]:
+        raise UserError(
+            f"{path} should name arrays beside it, but names {outside[0][:100]!r}: give another checkpoint."
+        )
     for names, leaf in leaves.items():
         found["/".join(names)] = ts.open(_spec(directory, leaf), read=True) if isinstance(leaf, str) else leaf
     try:

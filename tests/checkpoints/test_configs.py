@@ -215,6 +215,34 @@ def test_our_own_form_round_trips(name):
     assert configs.from_json(json.loads(json.dumps(configs.to_json(preset(name)))), "cascades.json") == preset(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gemma3_1b", {"num_layers": "26"}),
+        ("gemma3_1b", {"vocab_size": 2.5}),
+        ("gemma3_1b", {"d_model": True}),
+        ("gemma3_1b", {"rope_theta": None}),
+        ("gemma3_1b", {"norm_eps": -1.0}),
+        ("gemma3_1b", {"tied_head": 1}),
+        ("gemma3_1b", {"local_layers": [1] * 26}),
+        ("gemma3_1b", {"local_layers": [True]}),
+        ("gemma3_1b", {"activation": "mish"}),
+        ("gemma3_1b", {"activation": ["silu"]}),
+        ("gemma3_1b", {"d_ff": 10**30}),
+        ("llama32_1b", {"rope_scaling": {"kind": "yarn", "factor": 2.0}}),
+        ("llama32_1b", {"rope_scaling": {"kind": "linear"}}),
+        ("llama32_1b", {"rope_scaling": "linear"}),
+        ("llama32_1b", {"rope_scaling": {"kind": "linear", "factor": "2"}}),
+        ("t5_small", {"num_heads": 0}),
+        ("t5_small", {"start": -1}),
+        ("t5_small", {"gated": "no"}),
+    ],
+)
+def test_our_own_form_with_a_field_of_another_kind(name, change):
+    with pytest.raises(UserError, match=r"cascades.json does not describe a model \("):
+        configs.from_json(json.loads(json.dumps(configs.to_json(preset(name)))) | change, "cascades.json")
+
+
 @pytest.mark.parametrize("name", sorted(each for each in PRESETS if each.startswith("gemma")))
 def test_every_gemma_is_told_by_its_sizes(name):
     config = preset(name)
