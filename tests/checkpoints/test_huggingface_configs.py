@@ -17,6 +17,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "configs.npz"
 LLAMA, GEMMA = config_cases.CASES["fp8_bare"], config_cases.CASES["old_gemma"]
 QWEN2, GEMMA3 = config_cases.CASES["qwen2_slides"], config_cases.CASES["gemma3_of_4"]
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+DEFAULTS = GOLDEN.parent / "config_defaults.json"
 LABEL = "folder/config.json"
 
 
@@ -183,7 +184,12 @@ def test_fields_of_published_files_are_known(name):
     read(PUBLISHED[name])
 
 
-def test_every_field_of_transformers_that_says_nothing_passes():
+@pytest.mark.parametrize("name", json.loads(DEFAULTS.read_text()))
+def test_every_field_that_transformers_writes_is_known(name):
+    read(json.loads(DEFAULTS.read_text())[name])
+
+
+def test_an_unknown_field_that_says_nothing_passes():
     read(LLAMA, some_new_switch=None, another=False, third=[], fourth={})
 
 

@@ -221,6 +221,11 @@ def test_damaged_t5x_files(tmp_path):
     (directory / "checkpoint").write_text("model_checkpoint_path: model.ckpt-1000")  # TensorFlow's
     with pytest.raises(UserError, match="should be the index of a T5X checkpoint"):
         checkpoints.load(directory)
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": "../t5x/target.encoder.layers_1.mlp.wo.kernel"}}
+    elsewhere = {"optimizer": {"target": {"token_embedder": {"embedding": spec}}}}
+    (directory / "checkpoint").write_bytes(serialization.msgpack_serialize(elsewhere))
+    with pytest.raises(UserError, match="should name arrays beside it, but names '../t5x"):
+        checkpoints.load(directory)
     other = {"optimizer": {"target": {"token_embedder": {"embedding": np.zeros((4, 2), np.float32)}}}}
     (directory / "checkpoint").write_bytes(serialization.msgpack_serialize(other))
     with pytest.raises(UserError, match="should be a T5 that T5X wrote, but lacks decoder/relpos_bias"):
