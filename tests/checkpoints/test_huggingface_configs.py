@@ -240,7 +240,7 @@ def test_llama3_without_the_original_length_takes_the_context():
     [
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, 7.0, None),
         ({"rope_parameters": {"rope_theta": 7.0}, "rope_theta": 7}, 7.0, None),
-        ({"rope_scaling": {"type": "linear", "factor": 2}, "rope_theta": 7}, 7.0, RopeScaling(kind="linear", factor=2)),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, 10_000.0, RopeScaling(kind="linear", factor=2.0)),
         ({"rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 1.0}}, 10_000.0, None),
         ({"rope_scaling": {}, "rope_parameters": None}, 10_000.0, None),
     ],
