@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cascades.checkpoints import known_fields, quantized, rope, t5
-from cascades.checkpoints.families import FAMILY, period, rounded
+from cascades.checkpoints.families import FAMILY, period
 from cascades.checkpoints.fields import Fields
 from cascades.errors import UserError
 from cascades.models import Config, DecoderConfig
@@ -114,7 +114,7 @@ def _decoder(fields: Fields, family: str) -> DecoderConfig:
     if family == "gemma3":
         values["local_rope_theta"] = positions.local_theta
     try:
-        return DecoderConfig(**rounded(values))
+        return DecoderConfig(**values)
     except UserError as error:
         raise UserError(f"{fields.label} describes no model: {error}") from None
 

@@ -250,6 +250,11 @@ def test_rotary_positions_in_either_spelling(changes, theta, scaling):
     assert (config.rope_theta, config.rope_scaling) == (theta, scaling)
 
 
+def test_numbers_are_taken_as_they_stand():
+    config = read(LLAMA, rope_theta=123_456_789, rms_norm_eps=1.23456789e-06)
+    assert (config.rope_theta, config.norm_eps) == (123_456_789.0, 1.23456789e-06)
+
+
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 
