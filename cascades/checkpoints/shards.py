@@ -60,14 +60,8 @@ def files_of(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _chosen(directory: pathlib.Path, assigned: Mapping[str, str] | None) -> list[pathlib.Path]:
-    if assigned is None:
-        return _unindexed(directory)
-    if (directory / WHOLE).exists() and WHOLE not in assigned.values():
-        raise UserError(
-            f"{directory} holds a {WHOLE} and an {INDEX} of other files, which may be two models: remove the one "
-            "that is not meant."
-        )
-    return _indexed(directory, assigned)
+    """An index holds whatever lies beside it, a `model.safetensors` of an earlier state too."""
+    return _unindexed(directory) if assigned is None else _indexed(directory, assigned)
 
 
 def _weight_map(directory: pathlib.Path) -> dict[str, str] | None:
