@@ -1,19 +1,25 @@
 """A decoder's architecture from the metadata of a GGUF file.
 
-What the file does not say comes from a preset, where one is named, or from the family's published default.
+What the file does not say comes from a preset, where one is named, from the family's published default, or is what
+llama.cpp's loader takes.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from cascades.checkpoints import gguf_keys
 from cascades.checkpoints.families import FAMILY, GEMMA3_LOCAL_THETA, Keys, Shapes, linear, period, rounded
 from cascades.errors import UserError
 from cascades.models import DecoderConfig, RopeScaling
 from cascades.models.layers import rope_frequencies
 
 FAMILIES = ("llama", "qwen2", "gemma", "gemma2", "gemma3")
+# What `hidden_activation` may say of ours; Gemma's files say `gelu` and mean the approximation by tanh.
+_ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh", "gelu_tanh", "gelu")}
+_LONGROPE = ("rope_factors_long.weight", "rope_factors_short.weight")
 
 
 def from_gguf(
@@ -34,69 +40,95 @@ def from_gguf(
       rope_factors: the tensor `rope_freqs.weight`, by which Llama 3's frequencies are divided.
 
     Raises:
-      UserError: an architecture that is not known, or a key that is missing without a preset.
+      UserError: an architecture that is not known, a key that is missing without a preset, that is of the wrong type or
+        out of range, or that asks for something that no model here has.
     """
     family = metadata.get("general.architecture")
-    if family not in FAMILY:
+    if not isinstance(family, str) or family not in FAMILY:
         raise UserError(
-            f"{label} holds a model of architecture {family!r}, but only {', '.join(FAMILIES)} can be read: "
+            f"{label} holds a model of architecture {family!r:.60}, but only {', '.join(FAMILIES)} can be read: "
             "give a model of one of these."
         )
+    gguf_keys.check(metadata, label, family)
     keys = Keys(
         {key.removeprefix(f"{family}."): value for key, value in metadata.items() if key.startswith(f"{family}.")},
         label,
         preset,
     )
-    if keys.get("expert_count", 0):
-        raise UserError(f"{label} is a mixture of experts, but only dense models can be read: give a dense one.")
+    fields = FAMILY[family] | _sizes(keys, shapes, metadata.get("tokenizer.ggml.tokens"))
+    fields["rope_theta"] = keys.get(
+        "rope.freq_base", keys.get("rope.global.freq_base", keys.default("rope_theta", 1e4))
+    )
+    fields["norm_eps"] = keys.need("attention.layer_norm_rms_epsilon", "norm_eps")
+    fields["tied_head"] = "output.weight" not in shapes
+    if family in ("gemma2", "gemma3"):
+        fields |= _sliding(keys, fields, family)
+    fields["rope_scaling"] = _rope_scaling(keys, fields, shapes, rope_factors, family)
+    _check_repeats(keys, fields, label, family)
+    try:
+        return DecoderConfig(**rounded(fields))
+    except UserError as error:
+        raise UserError(f"{label} describes a model that cannot be: {error}") from None
+
+
+def _sizes(keys: Keys, shapes: Shapes, tokens: Any) -> dict[str, Any]:
     num_heads = keys.need("attention.head_count", "num_heads")
     d_model = keys.need("embedding_length", "d_model")
-    num_layers = keys.need("block_count", "num_layers")
-    rows = _rows(shapes, "token_embd.weight") or len(metadata.get("tokenizer.ggml.tokens", ()))
-    fields = FAMILY[family] | {
+    rows = _rows(shapes, "token_embd.weight") or (len(tokens) if isinstance(tokens, list) else 0)
+    head_dim = keys.get("attention.key_length", keys.default("head_dim", None))
+    if head_dim is None and d_model % num_heads:
+        raise UserError(
+            f"{keys.label} should give attention.key_length, as its width {d_model} is no multiple of its {num_heads} "
+            "heads: convert it again."
+        )
+    return {
         "vocab_size": rows or keys.need("vocab_size", "vocab_size"),
-        "num_layers": num_layers,
+        "num_layers": keys.need("block_count", "num_layers"),
         "d_model": d_model,
         "d_ff": keys.need("feed_forward_length", "d_ff"),
         "num_heads": num_heads,
         "num_kv_heads": keys.get("attention.head_count_kv", keys.default("num_kv_heads", num_heads)),
-        "head_dim": keys.get("attention.key_length", keys.default("head_dim", d_model // num_heads)),
+        "head_dim": head_dim or d_model // num_heads,
         "context_length": keys.need("context_length", "context_length"),
-        "rope_theta": keys.get("rope.freq_base", keys.default("rope_theta", 10_000.0)),
-        "norm_eps": keys.get("attention.layer_norm_rms_epsilon", keys.default("norm_eps", 1e-6)),
-        "tied_head": "output.weight" not in shapes,
     }
-    fields["rope_scaling"] = _gguf_rope_scaling(keys, fields, rope_factors)
-    rotary = keys.get("rope.dimension_count", fields["head_dim"])
-    if rotary != fields["head_dim"]:
-        raise UserError(
-            f"{label} rotates {rotary} of {fields['head_dim']} channels a head, but only whole heads can be rotated."
-        )
-    if family in ("gemma2", "gemma3"):
-        fields["window"] = keys.need("attention.sliding_window", "window")
-        fields["query_scale"] = keys.default("query_scale", _large_gemma_scale(family, num_layers, d_model, num_heads))
-    if family == "gemma2":
-        fields["local_layers"] = keys.default("local_layers", period(2, num_layers))
-        fields["attn_softcap"] = keys.get("attn_logit_softcapping", keys.default("attn_softcap", 50.0))
-        fields["final_softcap"] = keys.get("final_logit_softcapping", keys.default("final_softcap", 30.0))
-    if family == "gemma3":
-        pattern = keys.get("attention.sliding_window_pattern", None)
-        if pattern is None:
-            fields["local_layers"] = keys.default("local_layers", period(6, num_layers))
-        else:
-            fields["local_layers"] = _pattern(pattern, num_layers)
-        local_theta = keys.default("local_rope_theta", GEMMA3_LOCAL_THETA)
-        fields["local_rope_theta"] = keys.get("rope.freq_base_swa", local_theta)
-    return DecoderConfig(**rounded(fields))
 
 
 def _rows(shapes: Shapes, name: str) -> int | None:
     return shapes[name][0] if name in shapes else None
 
 
-def _pattern(pattern: Any, num_layers: int) -> tuple[bool, ...]:
-    """A period, or one value a layer."""
-    return tuple(map(bool, pattern)) if isinstance(pattern, np.ndarray) else period(pattern, num_layers)
+def _sliding(keys: Keys, fields: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """What Gemma 2 and 3 have beside the others: sliding layers, caps, and another scale of queries."""
+    num_layers, length = fields["num_layers"], 2 if family == "gemma2" else 6
+    window = keys.need("attention.sliding_window", "window")
+    if window == 0:
+        raise gguf_keys.refuse(f"{family}.attention.sliding_window", window, keys.label)
+    caps = (50.0, 30.0) if family == "gemma2" else (None, None)
+    scale = _large_gemma_scale(family, num_layers, fields["d_model"], fields["num_heads"])
+    more: dict[str, Any] = {
+        "window": window,
+        "query_scale": keys.default("query_scale", scale),
+        "local_layers": keys.default("local_layers", period(length, num_layers)),
+        "attn_softcap": keys.get("attn_logit_softcapping", keys.default("attn_softcap", caps[0])) or None,
+        "final_softcap": keys.get("final_logit_softcapping", keys.default("final_softcap", caps[1])) or None,
+    }
+    pattern = keys.get("attention.sliding_window_pattern", None)
+    if pattern is not None:
+        more["local_layers"] = _pattern(pattern, num_layers, f"{family}.attention.sliding_window_pattern", keys.label)
+    theta = None if family == "gemma2" else keys.default("local_rope_theta", GEMMA3_LOCAL_THETA)
+    more["local_rope_theta"] = keys.get("rope.freq_base_swa", keys.get("rope.local.freq_base", theta))
+    return more
+
+
+def _pattern(pattern: Any, num_layers: int, name: str, label: str) -> tuple[bool, ...]:
+    """A period, of which 0 is that all layers slide, or one value a layer."""
+    if not isinstance(pattern, np.ndarray):
+        return period(pattern, num_layers) if pattern else (True,) * num_layers
+    if pattern.shape != (num_layers,) or not set(pattern.tolist()) <= {0, 1}:
+        raise UserError(
+            f"{label} should give {name} as true or false for each of {num_layers} layers: convert it again."
+        )
+    return tuple(map(bool, pattern))
 
 
 def _large_gemma_scale(family: str, num_layers: int, d_model: int, num_heads: int) -> float | None:
@@ -104,23 +136,85 @@ def _large_gemma_scale(family: str, num_layers: int, d_model: int, num_heads: in
     return (d_model / num_heads) ** -0.5 if (family, num_layers) in (("gemma2", 46), ("gemma3", 62)) else None
 
 
-def _gguf_rope_scaling(keys: Keys, fields: Mapping[str, Any], factors: np.ndarray | None) -> RopeScaling | None:
-    if factors is not None:
-        return _from_factors(np.asarray(factors, np.float64), fields["head_dim"], fields["rope_theta"], keys.label)
-    kind = keys.get("rope.scaling.type", None)
-    if kind is None:
-        return keys.default("rope_scaling", None)
-    if kind == "none":
-        return None
-    if kind != "linear":
-        raise UserError(f"{keys.label} scales rotary positions by {kind!r}, but only linear and llama3 can be read.")
-    return linear(keys.need("rope.scaling.factor"))
+def _rope_scaling(
+    keys: Keys, fields: Mapping[str, Any], shapes: Shapes, factors: np.ndarray | None, family: str
+) -> RopeScaling | None:
+    """As llama.cpp's loader: no type is linear, the factor has an older name, and no factor or 0 is no scaling."""
+    longrope = next((name for name in _LONGROPE if name in shapes), None)
+    kind = "longrope" if longrope else keys.get("rope.scaling.type", "linear")
+    if kind not in ("none", "linear"):
+        raise UserError(
+            f"{keys.label} scales rotary positions by {kind!r:.60}, but only linear and llama3 can be read."
+        )
+    given = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", None))
+    scaling = None if kind == "none" or not given else linear(given)
+    if factors is None:
+        silent = given is None and keys.get("rope.scaling.type", None) is None
+        return keys.default("rope_scaling", None) if silent else scaling
+    original = keys.get("rope.scaling.original_context_length", 8192)
+    found = _from_factors(np.asarray(factors, np.float64), fields, original, keys.label)
+    if found is not None and (scaling is not None or family != "llama"):
+        raise UserError(
+            f"{keys.label} scales rotary positions by rope_freqs.weight, which only a llama without another scaling "
+            "may: give another model."
+        )
+    return found or scaling
 
 
-def _from_factors(factors: np.ndarray, head_dim: int, theta: float, label: str) -> RopeScaling:
+def _from_factors(factors: np.ndarray, fields: Mapping[str, Any], original: int, label: str) -> RopeScaling | None:
     """Converters write Llama 3's scaling as a divisor a frequency: the largest is its factor, the rest is published."""
-    scaling = RopeScaling(kind="llama3", factor=float(f"{factors.max():.6g}"))
-    expected = rope_frequencies(head_dim, theta) / rope_frequencies(head_dim, theta, scaling)
-    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-3):
-        raise UserError(f"{label} holds a rope_freqs.weight that is not Llama 3's, which cannot be read: give another.")
-    return scaling
+    head_dim, theta = fields["head_dim"], fields["rope_theta"]
+    if factors.shape == (head_dim // 2,) and np.all(np.isfinite(factors)) and np.all(factors > 0):
+        if np.allclose(factors, 1.0):
+            return None
+        for length in dict.fromkeys((original, 8192)):
+            scaling = RopeScaling(kind="llama3", factor=float(f"{factors.max():.6g}"), original_context_length=length)
+            if np.allclose(
+                factors, rope_frequencies(head_dim, theta) / rope_frequencies(head_dim, theta, scaling), 1e-3
+            ):
+                return scaling
+    raise UserError(f"{label} holds a rope_freqs.weight that is not Llama 3's, which cannot be read: give another.")
+
+
+def _check_repeats(keys: Keys, fields: Mapping[str, Any], label: str, family: str) -> None:
+    """Refuses a key that says something else than what this model computes."""
+    head_dim, theta = fields["head_dim"], fields["rope_theta"]
+    rotary = keys.get("rope.dimension_count", head_dim)
+    if rotary != head_dim:
+        raise UserError(f"{label} rotates {rotary} of {head_dim} channels a head, but only whole heads can be rotated.")
+    allowed: dict[str, tuple[Any, ...]] = {
+        "attention.value_length": (head_dim,),
+        "attention.key_length_swa": (head_dim,),
+        "attention.value_length_swa": (head_dim,),
+        "rope.dimension_count_swa": (head_dim,),
+        "embedding_length_out": (fields["d_model"],),
+        "attention.layer_norm_epsilon": (0, fields["norm_eps"]),
+        "attention.scale": (0, fields.get("query_scale") or head_dim**-0.5),
+        "embedding_scale": (0, math.sqrt(fields["d_model"]) if fields.get("embed_scale") else 1),
+        "rope.global.freq_base": (theta,),
+        # The order of rows that llama.cpp's converter leaves, by either of its names.
+        "tensor_data_layout": ("reference", "Meta AI original pth") if family == "llama" else ("reference",),
+        "hidden_activation": _ACTIVATIONS[fields.get("activation", "silu")],
+    }
+    if fields.get("local_layers"):
+        allowed["rope.local.freq_base"] = (fields["local_rope_theta"] or theta,)
+    else:
+        context = fields["context_length"]
+        # A window as long as the context never cuts anything off.
+        allowed["attention.sliding_window"] = (0, max(context, keys.get("attention.sliding_window", 0)))
+        allowed["attention.sliding_window_pattern"] = (0, 1)  # a period of 1: none slides
+        allowed |= dict.fromkeys(("rope.freq_base_swa", "rope.local.freq_base"), (theta,))
+        allowed |= dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (0,))
+    for key, values in allowed.items():
+        value = keys.get(key, None)
+        if value is not None and not any(_same(value, each) for each in values):
+            raise gguf_keys.refuse(f"{family}.{key}", value, label)
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Equal, but for what is lost in float32; of one value a layer, all are."""
+    if isinstance(value, np.ndarray):
+        return all(each == other for each in value.tolist())
+    if isinstance(value, str) or isinstance(other, str):
+        return value == other
+    return math.isclose(value, other, rel_tol=1e-5)
