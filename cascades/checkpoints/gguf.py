@@ -4,17 +4,21 @@ The header is parsed here, as `gguf.GGUFReader` makes several arrays of every st
 262,144. Dequantisation is the `gguf` package's.
 """
 
+import functools
+import math
 import mmap
 import pathlib
+import re
 import struct
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from cascades.checkpoints import gguf_configs, names
-from cascades.checkpoints.reader import Reader, empty
+from cascades.checkpoints import gguf_configs, gguf_keys, names
+from cascades.checkpoints.reader import Reader, check, empty
 from cascades.checkpoints.sources import AnyPath
 from cascades.errors import UserError
 from cascades.models import DecoderConfig
@@ -37,9 +41,27 @@ _CHUNK = 1 << 16
 _ALIGNMENT = 32
 
 
-class TensorInfo(NamedTuple):
-    """Where a tensor lies: NumPy's shape (rows first), its type, first byte and number of bytes in the file."""
+# What a header may hold at most: far above any model's, and far below what would fill the memory of a machine.
+_MOST_ENTRIES = 1 << 16
+_MOST_STRINGS = 1 << 21
+_LONGEST_NAME = 1 << 16
+_MOST_BYTES = 1 << 26
+_MOST_AXES = 4
+_LARGEST_ALIGNMENT = 1 << 20
+# Other parts of a multimodal file: the image encoder, what projects its output, the audio encoder.
+_OTHER_PARTS = re.compile(r"^(v|mm|a)\.")
+_PARTS = gguf_keys.whole(0, 99_999)
+_POWER_OF_TWO = gguf_keys.Kind(
+    f"a power of two up to {_LARGEST_ALIGNMENT}",
+    lambda value: type(value) is int and 0 < value <= _LARGEST_ALIGNMENT and value & (value - 1) == 0,
+)
+_PART = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
 
+
+class TensorInfo(NamedTuple):
+    """Where a tensor lies: its file, NumPy's shape (rows first), its type, first byte and number of bytes."""
+
+    file: pathlib.Path
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
     start: int
@@ -63,50 +85,100 @@ def read_header(path: pathlib.Path) -> Header:
     """Reads what stands before the weights, and checks that the weights are all there.
 
     Raises:
-      UserError: no such file, not GGUF, another version, cut off, or a tensor type that is not known.
+      UserError: no such file, not GGUF, another version, cut off or damaged, sizes that cannot be, or a tensor type
+        that is not known.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _parse(path, data)
     except FileNotFoundError:
         raise UserError(f"there is no file {path}: check the name.") from None
-    except (ValueError, struct.error) as error:
+    except OSError as error:
+        raise UserError(f"{path} should be a GGUF file, but cannot be read ({error.strerror}): check it.") from None
+    except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} should be a whole GGUF file, but is cut off or damaged: fetch it again.") from None
+        raise UserError(
+            f"{path} should be a whole GGUF file, but is cut off or damaged ({error}): fetch it again."
+        ) from None
 
 
 def open_reader(path: pathlib.Path, preset: str | None = None) -> Reader:
-    """Opens a GGUF file of a known architecture; `preset` names the shape where the metadata leaves it open."""
-    header = read_header(path)
-    config = read_config(path, header, preset)
-    mapped = np.asarray(np.memmap(path, mode="r"))
+    """Opens a GGUF file of a known architecture, or the first of its parts; `preset` names the shape where the metadata
+    leaves it open."""
+    header = _join(path, read_header(path))
+    config = _config(path, header, preset)
+    table = names.gguf(config, interleaved=header.metadata["general.architecture"] == "llama")
+    shapes = {
+        name: info.shape
+        for name, info in header.tensors.items()
+        if names.is_weight(name) and not _OTHER_PARTS.match(name)
+    }
+    # Before anything is made of sizes that the tensors do not have.
+    check(str(path), {tensor.name: tensor.shape for tensor in table.values()}, shapes)
+    for name in shapes:
+        _check_type(path, name, header.tensors[name].kind)
+    mapped = {info.file: np.asarray(np.memmap(info.file, mode="r")) for info in header.tensors.values()}
 
     def read(name: str, dtype) -> np.ndarray:
-        return _dequantize(name, header.tensors[name], mapped, dtype)
+        info = header.tensors[name]
+        return _dequantize(info, mapped[info.file], dtype)
 
-    return Reader(
-        label=str(path),
-        config=config,
-        table=names.gguf(config, interleaved=header.metadata["general.architecture"] == "llama"),
-        shapes={name: info.shape for name, info in header.tensors.items() if names.is_weight(name)},
-        read=read,
-    )
+    return Reader(label=str(path), config=config, table=table, shapes=shapes, read=read)
 
 
 def read_config(path: pathlib.Path, header: Header, preset: str | None = None) -> DecoderConfig:
     """The architecture of a GGUF file, from its metadata and the shapes of its tensors."""
-    if header.metadata.get("split.count", 0) > 1:
+    return _config(path, _join(path, header), preset)
+
+
+def _config(path: pathlib.Path, header: Header, preset: str | None) -> DecoderConfig:
+    version = header.metadata.get("general.quantization_version", gguf.GGML_QUANT_VERSION)
+    quantised = any(gguf.GGML_QUANT_SIZES[info.kind][0] > 1 for info in header.tensors.values())
+    if quantised and version != gguf.GGML_QUANT_VERSION:
         raise UserError(
-            f"{path} is one of {header.metadata['split.count']} parts of a model, but one file was expected: join them "
-            "with `llama-gguf-split --merge`."
+            f"{path} should be quantised in version {gguf.GGML_QUANT_VERSION} of the formats, but its "
+            f"general.quantization_version is {version!r:.60}: convert it again."
         )
     factors = None
     if "rope_freqs.weight" in header.tensors:
         info = header.tensors["rope_freqs.weight"]
-        factors = _dequantize("rope_freqs.weight", info, np.asarray(np.memmap(path, mode="r")), np.float32)
+        _check_type(path, "rope_freqs.weight", info.kind)
+        factors = _dequantize(info, np.asarray(np.memmap(info.file, mode="r")), np.float32)
     shapes = {name: info.shape for name, info in header.tensors.items()}
     return gguf_configs.from_gguf(header.metadata, shapes, str(path), preset=preset, rope_factors=factors)
+
+
+def _join(path: pathlib.Path, header: Header) -> Header:
+    """The header of a model whose tensors are split over files, `NAME-00001-of-0000N.gguf` and so on.
+
+    Raises:
+      UserError: not the first part, or other parts that are not there or not of the same model.
+    """
+    count = gguf_keys.expect("split.count", header.metadata.get("split.count", 0), _PARTS, str(path))
+    if count <= 1:
+        return header
+    match = _PART.fullmatch(path.name)
+    files = [path.with_name(f"{match[1]}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)] if match else []
+    lacking = [file.name for file in files if not file.exists()]
+    if not match or int(match[2]) != count or lacking:
+        raise UserError(
+            f"{path} is one of {count} parts of a model, but one file was expected, or the first part (-00001-of-"
+            f"{count:05}) beside the others: join them with `llama-gguf-split --merge`."
+        )
+    tensors: dict[str, TensorInfo] = {}
+    for i, file in enumerate(files):
+        part = header if i == 0 else read_header(file)
+        said = part.metadata.get("split.no"), part.metadata.get("split.count")
+        if said != (i, count) or tensors.keys() & part.tensors.keys():
+            raise UserError(f"{file} should be part {i + 1} of {count} of {path}, but is another: fetch it again.")
+        tensors |= part.tensors
+    total = header.metadata.get("split.tensors.count", len(tensors))
+    if total != len(tensors):
+        raise UserError(
+            f"{path} and its parts should hold {total!r:.60} tensors, but hold {len(tensors)}: fetch them again."
+        )
+    return header._replace(tensors=tensors)
 
 
 def copy_metadata(source: pathlib.Path, target: AnyPath) -> None:
@@ -121,39 +193,47 @@ def copy_metadata(source: pathlib.Path, target: AnyPath) -> None:
 
 
 class _Cursor:
-    """Reads values one behind the other; past the end it raises ValueError or struct.error."""
+    """Reads values one behind the other; past the end, and at what cannot be, it raises ValueError."""
 
     def __init__(self, data: mmap.mmap, offset: int):
         self.data = data
         self.offset = offset
 
+    def room(self, count: int, size: int, most: int) -> None:
+        """Passes if so many things of at least that size can follow."""
+        if count > most or count * size > len(self.data) - self.offset:
+            raise ValueError(f"it has no room for the {count} things that it announces")
+
     def take(self, form: str) -> int:
+        self.room(1, struct.calcsize(form), 1)
         (value,) = struct.unpack_from(form, self.data, self.offset)
         self.offset += struct.calcsize(form)
         return value
 
-    def text(self) -> str:
+    def text(self, most: int = _MOST_BYTES, errors: str = "strict") -> str:
         length = self.take("<Q")
+        self.room(length, 1, most)
         raw = self.data[self.offset : self.offset + length]
-        if len(raw) < length:
-            raise ValueError("text runs past the end")
         self.offset += length
-        return raw.decode("utf-8", "replace")
+        return raw.decode("utf-8", errors)
 
     def numbers(self, kind: GGUFValueType, count: int) -> np.ndarray:
-        values = np.frombuffer(self.data, dtype=_SCALARS[kind], count=count, offset=self.offset).copy()
+        dtype = np.dtype(_SCALARS[kind])
+        self.room(count, dtype.itemsize, _MOST_BYTES // dtype.itemsize)
+        values = np.frombuffer(self.data, dtype=dtype, count=count, offset=self.offset).copy()
         self.offset += values.nbytes
         return values
 
-    def value(self) -> Any:
+    def value(self, errors: str) -> Any:
         kind = GGUFValueType(self.take("<I"))
         if kind == GGUFValueType.STRING:
-            return self.text()
+            return self.text(errors=errors)
         if kind != GGUFValueType.ARRAY:
             return self.numbers(kind, 1)[0].item()
         kind, count = GGUFValueType(self.take("<I")), self.take("<Q")
         if kind == GGUFValueType.STRING:
-            return [self.text() for _ in range(count)]
+            self.room(count, 8, _MOST_STRINGS)
+            return [self.text(errors=errors) for _ in range(count)]
         if kind == GGUFValueType.ARRAY:
             raise ValueError("arrays of arrays are not used")
         return self.numbers(kind, count)
@@ -164,23 +244,41 @@ def _parse(path: pathlib.Path, data: mmap.mmap) -> Header:
         raise UserError(f"{path} should be a GGUF file, but it begins with {data[:4]!r}: give another file.")
     cursor = _Cursor(data, 4)
     version = cursor.take("<I")
+    if version & 0xFFFF == 0:
+        raise UserError(
+            f"{path} should be a little-endian GGUF file, but is a big-endian one: convert it with "
+            "`gguf-convert-endian`."
+        )
     if version not in (2, 3):
         raise UserError(f"{path} should be a GGUF file of version 2 or 3, but says {version}: convert it again.")
     num_tensors, num_keys = cursor.take("<Q"), cursor.take("<Q")
     start = cursor.offset
-    metadata = {cursor.text(): cursor.value() for _ in range(num_keys)}
+    cursor.room(num_keys, 13, _MOST_ENTRIES)
+    metadata: dict[str, Any] = {}
+    for _ in range(num_keys):
+        key = cursor.text(_LONGEST_NAME)
+        if key in metadata:
+            raise ValueError(f"it gives {key:.80} twice")
+        # What describes a file to people may be spelled as it will; a token or a template must not change unseen.
+        metadata[key] = cursor.value("replace" if key.startswith("general.") else "strict")
     stop = cursor.offset
+    cursor.room(num_tensors, 32, _MOST_ENTRIES)
     places = {}
     for _ in range(num_tensors):
-        name, rank = cursor.text(), cursor.take("<I")
+        name, rank = cursor.text(_LONGEST_NAME), cursor.take("<I")
+        cursor.room(rank, 8, _MOST_AXES)
+        if name in places:
+            raise ValueError(f"it holds {name:.80} twice")
         shape = tuple(cursor.take("<Q") for _ in range(rank))[::-1]
         places[name] = (shape, cursor.take("<I"), cursor.take("<Q"))
     alignment = metadata.get("general.alignment", _ALIGNMENT)
+    gguf_keys.expect("general.alignment", alignment, _POWER_OF_TWO, str(path))
     base = -(-cursor.offset // alignment) * alignment
     tensors = {name: _info(path, name, place, base) for name, place in places.items()}
     end = max((info.start + info.size for info in tensors.values()), default=0)
     if end > len(data):
         raise UserError(f"{path} should be {end} bytes long, but it is cut off at {len(data)}: fetch it again.")
+    _check_places(tensors, base, alignment)
     return Header(metadata, tensors, (start, stop))
 
 
@@ -190,13 +288,43 @@ def _info(path: pathlib.Path, name: str, place: tuple[tuple[int, ...], int, int]
         raise UserError(f"{path} holds {name} in a type ({kind}) that this gguf package does not know: upgrade gguf.")
     quantization = GGMLQuantizationType(kind)
     block, size = gguf.GGML_QUANT_SIZES[quantization]
-    count = int(np.prod(shape, dtype=np.int64))
-    if not shape or shape[-1] % block:
+    count = math.prod(shape)
+    if not shape or not count or shape[-1] % block:
         raise UserError(f"{path} holds {name} of shape {list(shape)}, not rows of {block} weights: fetch it again.")
-    return TensorInfo(shape, quantization, base + offset, count // block * size)
+    return TensorInfo(path, shape, quantization, base + offset, count // block * size)
 
 
-def _dequantize(name: str, info: TensorInfo, mapped: np.ndarray, dtype) -> np.ndarray:
+def _check_places(tensors: Mapping[str, TensorInfo], base: int, alignment: int) -> None:
+    """Tensors begin at multiples of the alignment, each behind the one before it."""
+    end = base
+    for name, info in sorted(tensors.items(), key=lambda item: item[1].start):
+        if info.start < end or (info.start - base) % alignment:
+            raise ValueError(f"{name:.80} begins where it cannot")
+        end = info.start + info.size
+
+
+def _check_type(path: pathlib.Path, name: str, kind: GGMLQuantizationType) -> None:
+    if not _is_readable(kind):
+        raise UserError(
+            f"{path} cannot be loaded: its {name} is stored as {kind.name}, which the gguf package cannot read: use "
+            "another quantisation."
+        )
+
+
+@functools.cache
+def _is_readable(kind: GGMLQuantizationType) -> bool:
+    try:
+        _unpack(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _unpack(rows: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+    return rows.view(np.float64) if kind == GGMLQuantizationType.F64 else gguf.dequantize(rows, kind)
+
+
+def _dequantize(info: TensorInfo, mapped: np.ndarray, dtype) -> np.ndarray:
     """A chunk at a time, straight into the final dtype.
 
     A chunk goes in as one row: `gguf` takes its rows by sixteens, which for narrow matrices is five times slower.
@@ -206,12 +334,7 @@ def _dequantize(name: str, info: TensorInfo, mapped: np.ndarray, dtype) -> np.nd
     packed = mapped[info.start : info.start + info.size]
     block, size = gguf.GGML_QUANT_SIZES[info.kind]
     blocks = _CHUNK // block
-    try:
-        for i in range(0, flat.size // block, blocks):
-            row = packed[None, i * size : (i + blocks) * size]
-            flat[i * block : (i + blocks) * block] = gguf.dequantize(row, info.kind)
-    except NotImplementedError:
-        raise UserError(
-            f"{name} is stored as {info.kind.name}, which the gguf package cannot read: use another quantisation."
-        ) from None
+    for i in range(0, flat.size // block, blocks):
+        row = packed[None, i * size : (i + blocks) * size]
+        flat[i * block : (i + blocks) * block] = _unpack(row, info.kind)
     return out
