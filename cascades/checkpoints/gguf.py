@@ -95,7 +95,7 @@ def read_header(path: pathlib.Path) -> Header:
         raise UserError(f"there is no file {path}: check the name.") from None
     except OSError as error:
         raise UserError(f"{path} should be a GGUF file, but cannot be read ({error.strerror}): check it.") from None
-    except ValueError as error:
+    except (ValueError, struct.error) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
@@ -106,7 +106,7 @@ def read_header(path: pathlib.Path) -> Header:
 def open_reader(path: pathlib.Path, preset: str | None = None) -> Reader:
     """Opens a GGUF file of a known architecture, or the first of its parts; `preset` names the shape where the metadata
     leaves it open."""
-    header = _join(path, read_header(path))
+    header = read_parts(path)
     config = _config(path, header, preset)
     table = names.gguf(config, interleaved=header.metadata["general.architecture"] == "llama")
     shapes = {
@@ -116,8 +116,7 @@ def open_reader(path: pathlib.Path, preset: str | None = None) -> Reader:
     }
     # Before anything is made of sizes that the tensors do not have.
     check(str(path), {tensor.name: tensor.shape for tensor in table.values()}, shapes)
-    for name in shapes:
-        _check_type(path, name, header.tensors[name].kind)
+    check_types(header)
     mapped = {info.file: np.asarray(np.memmap(info.file, mode="r")) for info in header.tensors.values()}
 
     def read(name: str, dtype) -> np.ndarray:
@@ -125,6 +124,11 @@ def open_reader(path: pathlib.Path, preset: str | None = None) -> Reader:
         return _dequantize(info, mapped[info.file], dtype)
 
     return Reader(label=str(path), config=config, table=table, shapes=shapes, read=read)
+
+
+def read_parts(path: pathlib.Path) -> Header:
+    """`read_header` of a model that may be split over files: give the first, and the tensors are those of all."""
+    return _join(path, read_header(path))
 
 
 def read_config(path: pathlib.Path, header: Header, preset: str | None = None) -> DecoderConfig:
@@ -143,7 +147,7 @@ def _config(path: pathlib.Path, header: Header, preset: str | None) -> DecoderCo
     factors = None
     if "rope_freqs.weight" in header.tensors:
         info = header.tensors["rope_freqs.weight"]
-        _check_type(path, "rope_freqs.weight", info.kind)
+        check_types(header._replace(tensors={"rope_freqs.weight": info}))
         factors = _dequantize(info, np.asarray(np.memmap(info.file, mode="r")), np.float32)
     shapes = {name: info.shape for name, info in header.tensors.items()}
     return gguf_configs.from_gguf(header.metadata, shapes, str(path), preset=preset, rope_factors=factors)
@@ -217,6 +221,20 @@ class _Cursor:
         self.offset += length
         return raw.decode("utf-8", errors)
 
+    def texts(self, count: int, errors: str) -> list[str]:
+        """`text`, so many times: a vocabulary has hundreds of thousands."""
+        self.room(count, 8, _MOST_STRINGS)
+        data, offset, unpack, texts = self.data, self.offset, struct.Struct("<Q").unpack_from, []
+        for _ in range(count):
+            (length,) = unpack(data, offset)
+            offset += 8
+            if length > len(data) - offset:
+                raise ValueError("a text runs past its end")
+            texts.append(str(data[offset : offset + length], "utf-8", errors))
+            offset += length
+        self.offset = offset
+        return texts
+
     def numbers(self, kind: GGUFValueType, count: int) -> np.ndarray:
         dtype = np.dtype(_SCALARS[kind])
         self.room(count, dtype.itemsize, _MOST_BYTES // dtype.itemsize)
@@ -232,8 +250,7 @@ class _Cursor:
             return self.numbers(kind, 1)[0].item()
         kind, count = GGUFValueType(self.take("<I")), self.take("<Q")
         if kind == GGUFValueType.STRING:
-            self.room(count, 8, _MOST_STRINGS)
-            return [self.text(errors=errors) for _ in range(count)]
+            return self.texts(count, errors)
         if kind == GGUFValueType.ARRAY:
             raise ValueError("arrays of arrays are not used")
         return self.numbers(kind, count)
@@ -303,12 +320,14 @@ def _check_places(tensors: Mapping[str, TensorInfo], base: int, alignment: int) 
         end = info.start + info.size
 
 
-def _check_type(path: pathlib.Path, name: str, kind: GGMLQuantizationType) -> None:
-    if not _is_readable(kind):
-        raise UserError(
-            f"{path} cannot be loaded: its {name} is stored as {kind.name}, which the gguf package cannot read: use "
-            "another quantisation."
-        )
+def check_types(header: Header) -> None:
+    """Raises a UserError for the first tensor of the decoder whose type cannot be dequantised."""
+    for name, info in header.tensors.items():
+        if not _OTHER_PARTS.match(name) and not _is_readable(info.kind):
+            raise UserError(
+                f"{info.file} cannot be loaded: its {name} is stored as {info.kind.name}, which the gguf package "
+                "cannot read: use another quantisation."
+            )
 
 
 @functools.cache
