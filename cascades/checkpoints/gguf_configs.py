@@ -109,8 +109,8 @@ def _sliding(keys: Keys, fields: Mapping[str, Any], family: str) -> dict[str, An
         "window": window,
         "query_scale": keys.default("query_scale", scale),
         "local_layers": keys.default("local_layers", period(length, num_layers)),
-        "attn_softcap": keys.get("attn_logit_softcapping", keys.default("attn_softcap", caps[0])) or None,
-        "final_softcap": keys.get("final_logit_softcapping", keys.default("final_softcap", caps[1])) or None,
+        "attn_softcap": _cap(keys.get("attn_logit_softcapping", keys.default("attn_softcap", caps[0]))),
+        "final_softcap": _cap(keys.get("final_logit_softcapping", keys.default("final_softcap", caps[1]))),
     }
     pattern = keys.get("attention.sliding_window_pattern", None)
     if pattern is not None:
@@ -118,6 +118,10 @@ def _sliding(keys: Keys, fields: Mapping[str, Any], family: str) -> dict[str, An
     theta = None if family == "gemma2" else keys.default("local_rope_theta", GEMMA3_LOCAL_THETA)
     more["local_rope_theta"] = keys.get("rope.freq_base_swa", keys.get("rope.local.freq_base", theta))
     return more
+
+
+def _cap(value: float | int | None) -> float | None:
+    return float(value) if value else None  # 0 is that there is none
 
 
 def _pattern(pattern: Any, num_layers: int, name: str, label: str) -> tuple[bool, ...]:
@@ -147,7 +151,7 @@ def _rope_scaling(
             f"{keys.label} scales rotary positions by {kind!r:.60}, but only linear and llama3 can be read."
         )
     given = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", None))
-    scaling = None if kind == "none" or not given else linear(given)
+    scaling = None if kind == "none" or not given else linear(float(given))
     if factors is None:
         silent = given is None and keys.get("rope.scaling.type", None) is None
         return keys.default("rope_scaling", None) if silent else scaling
