@@ -2,6 +2,7 @@ import gguf
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoint_files import gguf_tensors
 
 from cascades import checkpoints
 from cascades.checkpoints import gguf as reader
@@ -128,6 +129,78 @@ def test_an_unknown_architecture_is_named(tmp_path):
 def test_a_part_of_a_split_model(build, write_gguf):
     with pytest.raises(UserError, match="llama-gguf-split --merge"):
         checkpoints.load(write_gguf(build("llama"), metadata=(("split.count", 3),)))
+
+
+@pytest.fixture
+def write_parts(build, write_gguf, tmp_path):
+    """Returns a function that writes a model in parts, as llama-gguf-split does, and gives their paths."""
+
+    def write(model, count=3, without=(), **changes):
+        names = list(gguf_tensors(model))
+        paths = []
+        for i in range(count):
+            others = [name for j, name in enumerate(names) if j % count != i]
+            keys = {"split.no": i, "split.count": count, "split.tensors.count": len(names)} | changes
+            name = f"big-{i + 1:05}-of-{count:05}.gguf"
+            paths.append(write_gguf(model, name, without=others, metadata=keys.items()))
+        for i in without:
+            paths[i].unlink()
+        return paths
+
+    return write
+
+
+def test_the_parts_of_a_split_model_are_read_together(build, write_parts, assert_params):
+    model = build("llama")
+    first, *others = write_parts(model)
+    assert len(reader.read_header(first).tensors) < len(reader.read_parts(first).tensors)
+    loaded = checkpoints.load(first)
+    assert loaded.config == model.config and not loaded.config.tied_head
+    assert_params(loaded.params, model.params)
+    for other in others:
+        with pytest.raises(UserError, match="the first part .-00001-of-00003."):
+            checkpoints.load(other)
+
+
+def test_parts_that_do_not_go_together(build, write_parts):
+    model = build("gemma")
+    first, *_ = write_parts(model, without=[2])
+    with pytest.raises(UserError, match="llama-gguf-split --merge"):
+        checkpoints.load(first)
+    first, second, third = write_parts(model)
+    third.write_bytes(second.read_bytes())
+    with pytest.raises(UserError, match="big-00003-of-00003.gguf should be part 3 of 3"):
+        checkpoints.load(first)
+    first, *_ = write_parts(model, **{"split.tensors.count": 99})
+    with pytest.raises(UserError, match="should hold 99 tensors"):
+        checkpoints.load(first)
+    first, *_ = write_parts(model, **{"split.count": "three"})
+    with pytest.raises(UserError, match="split.count as a whole number from 0 to 99999, not 'three'"):
+        checkpoints.load(first)
+
+
+def test_the_image_encoder_of_a_multimodal_file_is_left_alone(build, write_gguf, assert_params):
+    model = build("gemma3")
+    vision = {"v.blk.0.attn_q.weight": np.ones((4, 4), np.float32), "mm.0.bias": np.zeros(3, np.int32)}
+    assert_params(checkpoints.load(write_gguf(model, tensors=vision)).params, model.params)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["blk.0.attn_output.bias", "blk.1.ffn_gate.bias", "blk.0.ffn_gate_inp.weight", "blk.2.attn_q.weight", "cls.weight"]
+    + ["blk.0.attn_q_norm.weight", "output.bias", "blk.1.nextn.eh_proj.weight", "blk.0.attn_qkv.weight"],
+)
+def test_a_tensor_that_no_part_uses_is_named(build, write_gguf, name):
+    path = write_gguf(build("llama"), tensors={name: np.zeros(64, np.float32)})
+    with pytest.raises(UserError, match=f"not used: {name}"):
+        checkpoints.load(path)
+
+
+def test_quants_of_another_version(build, write_gguf):
+    path = write_gguf(build("llama"), quantise=Q8_0, metadata=[("general.quantization_version", 1)])
+    with pytest.raises(UserError, match="general.quantization_version is 1"):
+        checkpoints.load(path)
+    checkpoints.load(write_gguf(build("llama"), metadata=[("general.quantization_version", 1)]))  # nothing is quantised
 
 
 def test_a_tensor_type_that_cannot_be_read(build, write_gguf):
