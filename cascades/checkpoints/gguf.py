@@ -44,12 +44,13 @@ _ALIGNMENT = 32
 # What a header may hold at most: far above any model's, and far below what would fill the memory of a machine.
 _MOST_ENTRIES = 1 << 16
 _MOST_STRINGS = 1 << 21
-_LONGEST_NAME = 1 << 16
+_LONGEST_NAME = 256
 _MOST_BYTES = 1 << 26
 _MOST_AXES = 4
 _LARGEST_ALIGNMENT = 1 << 20
 # Other parts of a multimodal file: the image encoder, what projects its output, the audio encoder.
 _OTHER_PARTS = re.compile(r"^(v|mm|a)\.")
+_QUANTS = gguf_keys.whole(gguf.GGML_QUANT_VERSION, gguf.GGML_QUANT_VERSION)
 _PARTS = gguf_keys.whole(0, 99_999)
 _POWER_OF_TWO = gguf_keys.Kind(
     f"a power of two up to {_LARGEST_ALIGNMENT}",
@@ -139,11 +140,8 @@ def read_config(path: pathlib.Path, header: Header, preset: str | None = None) -
 def _config(path: pathlib.Path, header: Header, preset: str | None) -> DecoderConfig:
     version = header.metadata.get("general.quantization_version", gguf.GGML_QUANT_VERSION)
     quantised = any(gguf.GGML_QUANT_SIZES[info.kind][0] > 1 for info in header.tensors.values())
-    if quantised and version != gguf.GGML_QUANT_VERSION:
-        raise UserError(
-            f"{path} should be quantised in version {gguf.GGML_QUANT_VERSION} of the formats, but its "
-            f"general.quantization_version is {version!r:.60}: convert it again."
-        )
+    if quantised:
+        gguf_keys.expect("general.quantization_version", version, _QUANTS, str(path))
     factors = None
     if "rope_freqs.weight" in header.tensors:
         info = header.tensors["rope_freqs.weight"]
@@ -173,15 +171,16 @@ def _join(path: pathlib.Path, header: Header) -> Header:
     tensors: dict[str, TensorInfo] = {}
     for i, file in enumerate(files):
         part = header if i == 0 else read_header(file)
-        said = part.metadata.get("split.no"), part.metadata.get("split.count")
-        if said != (i, count) or tensors.keys() & part.tensors.keys():
+        said = [part.metadata.get(key) for key in ("split.no", "split.count")]
+        if (
+            not all(isinstance(each, int) for each in said)
+            or said != [i, count]
+            or tensors.keys() & part.tensors.keys()
+        ):
             raise UserError(f"{file} should be part {i + 1} of {count} of {path}, but is another: fetch it again.")
         tensors |= part.tensors
     total = header.metadata.get("split.tensors.count", len(tensors))
-    if total != len(tensors):
-        raise UserError(
-            f"{path} and its parts should hold {total!r:.60} tensors, but hold {len(tensors)}: fetch them again."
-        )
+    gguf_keys.expect("split.tensors.count", total, gguf_keys.whole(len(tensors), len(tensors)), str(path))
     return header._replace(tensors=tensors)
 
 
@@ -220,6 +219,12 @@ class _Cursor:
         raw = self.data[self.offset : self.offset + length]
         self.offset += length
         return raw.decode("utf-8", errors)
+
+    def name(self) -> str:
+        name = self.text(_LONGEST_NAME)
+        if not name.isprintable():
+            raise ValueError(f"{name!a:.80} is no name")
+        return name
 
     def texts(self, count: int, errors: str) -> list[str]:
         """`text`, so many times: a vocabulary has hundreds of thousands."""
@@ -273,7 +278,7 @@ def _parse(path: pathlib.Path, data: mmap.mmap) -> Header:
     cursor.room(num_keys, 13, _MOST_ENTRIES)
     metadata: dict[str, Any] = {}
     for _ in range(num_keys):
-        key = cursor.text(_LONGEST_NAME)
+        key = cursor.name()
         if key in metadata:
             raise ValueError(f"it gives {key:.80} twice")
         # What describes a file to people may be spelled as it will; a token or a template must not change unseen.
@@ -282,7 +287,7 @@ def _parse(path: pathlib.Path, data: mmap.mmap) -> Header:
     cursor.room(num_tensors, 32, _MOST_ENTRIES)
     places = {}
     for _ in range(num_tensors):
-        name, rank = cursor.text(_LONGEST_NAME), cursor.take("<I")
+        name, rank = cursor.name(), cursor.take("<I")
         cursor.room(rank, 8, _MOST_AXES)
         if name in places:
             raise ValueError(f"it holds {name:.80} twice")

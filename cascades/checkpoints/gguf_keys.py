@@ -25,7 +25,8 @@ class Kind(NamedTuple):
 
 def whole(low: int, high: int) -> Kind:
     """A whole number of that range."""
-    return Kind(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
+    words = str(low) if low == high else f"a whole number from {low} to {high}"
+    return Kind(words, lambda value: type(value) is int and low <= value <= high)
 
 
 def number(low: float, high: float) -> Kind:
@@ -122,9 +123,9 @@ def check(metadata: Mapping[str, Any], label: str, family: str) -> None:
         file is something else.
     """
     kind = metadata.get("general.type", "model")
-    if kind != "model":
+    if not isinstance(kind, str) or kind != "model":
         raise UserError(
-            f"{label} should hold a model, but its general.type is {kind!r:.60}: give the model's own file."
+            f"{label} should hold a model, but its general.type is {_shown(kind)}: give the model's own file."
         )
     architectures = set(gguf.MODEL_ARCH_NAMES.values()) - {"clip", family}
     for name, value in metadata.items():

@@ -63,7 +63,7 @@ def read(metadata: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
     table = {key.removeprefix(_PREFIX): value for key, value in metadata.items() if key.startswith("tokenizer.")}
     if "model" not in table or "tokens" not in table:
         raise UserError(f"{path} should hold a tokenizer (key tokenizer.ggml.model), but has none: give another file.")
-    if table["model"] not in KINDS:
+    if not isinstance(table["model"], str) or table["model"] not in KINDS:
         raise UserError(
             f"{path} should hold a tokenizer of kind {' or '.join(KINDS)}, but tokenizer.ggml.model is "
             f"{table['model']!r:.60}: use a directory with the model's tokenizer.json instead."

@@ -315,6 +315,7 @@ def test_keys_that_describe_how_a_file_was_made_change_nothing():
         ({"general.type": "imatrix"}, "'imatrix'"),
         ({"general.type": "vocab"}, "'vocab'"),
         ({"general.type": 3}, "its general.type is 3"),
+        ({"general.type": np.array([1, 2])}, "its general.type is an array of 2"),
         ({"adapter.lora.alpha": 16.0}, "adapter.lora.alpha says that it is an adapter"),
         ({"diffusion.shift_logits": True}, "a diffusion model"),
         ({"xielu.beta": 0.5}, "xielu.beta says"),

@@ -155,6 +155,7 @@ def test_no_key_of_the_package_is_passed_over(gpt2_keys, key):
         ({"model": "t5"}, "kind gpt2 or llama, but tokenizer.ggml.model is 't5'"),
         ({"model": "none"}, "is 'none'"),
         ({"model": 4}, "is 4"),
+        ({"model": [1, 2]}, "tokenizer.ggml.model is array"),
         ({"bos_token_id": 9999}, "tokenizer.ggml.bos_token_id below its 401 tokens, but one is 9999"),
         ({"bos_token_id": None, "add_bos_token": True}, "tokenizer.ggml.bos_token_id below .* one is missing"),
         ({"eos_token_id": 9999, "add_eos_token": True}, "tokenizer.ggml.eos_token_id below .* one is 9999"),
