@@ -60,6 +60,7 @@ def write_gguf(tmp_path):
         for key, value in metadata:
             writer.add_uint32(key, value) if isinstance(value, int) else writer.add_string(key, value)
         writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("default")
         writer.add_token_list([*(chr(ord("!") + i) for i in range(config.vocab_size - 1)), "+,"])
         writer.add_token_types([1] * config.vocab_size)
         writer.add_token_merges(["+ ,"])
