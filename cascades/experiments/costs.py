@@ -15,7 +15,7 @@ from cascades import rules
 from cascades.cache import rewind
 from cascades.errors import UserError
 from cascades.experiments import terminal
-from cascades.experiments.decode import check_uris, compilation_cache, default_dtype
+from cascades.experiments.decode import check_prompts, check_uris, compilation_cache, default_dtype
 from cascades.generation import Engine, Language, Settings, Shapes, build, load_pair, queries
 from cascades.generation.engine import compile_for, slots_for, time_rounds
 from cascades.generation.stream import batch_of
@@ -61,6 +61,7 @@ def costs(
     context: int | None = None,
     batch_size: int = 1,
     repeats: int = 7,
+    chat_template: str | None = None,
 ) -> Outcome:
     """Times a round of every draft length next to its own drafter steps and verifier pass, in one process.
 
@@ -83,6 +84,7 @@ def costs(
         ignore_eos=True,
     )
     check_uris(verifier, drafter, settings)
+    check_prompts(False, None, chat_template)
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise UserError(f"REPEATS must be a whole number from 1, not {repeats!r}")
     if not isinstance(prompt, str) or not prompt.strip():
@@ -95,6 +97,7 @@ def costs(
         verifier_preset=verifier_preset,
         drafter_preset=drafter_preset,
         dtype=default_dtype(dtype),
+        chat_template=chat_template,
     )
     engine = build(pair, settings)
     with err.status("compiling and timing"):

@@ -60,6 +60,8 @@ def decode(
     ignore_eos: bool = False,
     costs: tuple | None = None,
     raw_prompt: bool = False,
+    control_tokens: bool | None = None,
+    chat_template: str | None = None,
     prompt: Sequence[str] | None = None,
     input: str | None = None,
     output: str | None = None,
@@ -81,7 +83,8 @@ def decode(
       kernels: whether TPUs attend to a cache by the package's Pallas kernel; False leaves it to XLA.
       mesh: (data, model), how many ways batch and models are split over all devices; with model None, as many as are
         left. None is one device. strategy, drafter_strategy: names of `sharding.STRATEGIES`.
-      raw_prompt: do not put a chat template around prompts.
+      raw_prompt: do not put a chat template around prompts. chat_template: the name of the one to use, of several.
+      control_tokens: whether names of control tokens in a prompt become those tokens; None is in raw prompts alone.
       prompt, input, output: from the command line: prompts, a JSONL file of them, a JSONL file for results.
       distributed, coordinator, processes, process: from the command line: whether this is one of several processes, and
         what `hosts.join` is told.
@@ -114,8 +117,7 @@ def decode(
         costs=costs,
     )
     check_uris(verifier, drafter, settings)
-    if not isinstance(raw_prompt, bool):
-        raise UserError(f"RAW_PROMPT must be True or False, not {raw_prompt!r}")
+    check_prompts(raw_prompt, control_tokens, chat_template)
     kind = default_dtype(dtype)
     check_quantization(weights, drafter_weights, cache, drafter_cache)
     layouts = layouts_of(mesh, strategy, drafter_strategy, batch_size)
@@ -143,9 +145,16 @@ def decode(
         kernels=kernels,
         layout=layouts[0],
         drafter_layout=layouts[1],
+        chat_template=chat_template,
     )
+    for remark in pair.verifier.tokenizer.remarks:
+        err.print(f"note: {remark}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     engine = build(pair, settings)
-    requests = [] if interactive else queries(engine, [record["prompt"] for record in found], raw=raw_prompt)
+    requests = (
+        []
+        if interactive
+        else queries(engine, [record["prompt"] for record in found], raw=raw_prompt, control_tokens=control_tokens)
+    )
     hosts.alike(zlib.crc32(repr([request.ids for request in requests]).encode()), "prompts")
     err.print(describe(engine), highlight=False, soft_wrap=True)
     if out.is_terminal:
@@ -158,7 +167,7 @@ def decode(
     batch = 1 if interactive else settings.batch_size
     try:
         if interactive:
-            events = _chat(engine, out, err, raw=raw_prompt)
+            events = _chat(engine, out, err, raw=raw_prompt, control_tokens=control_tokens)
         else:
             events = _stream(engine, requests, out, err, headings=len(requests) > 1)
         for index, result in events:
@@ -206,7 +215,9 @@ def _stream(
         screen.close()
 
 
-def _chat(engine: Engine, out: Console, err: Console, *, raw: bool) -> Iterator[tuple[int, Result]]:
+def _chat(
+    engine: Engine, out: Console, err: Console, *, raw: bool, control_tokens: bool | None
+) -> Iterator[tuple[int, Result]]:
     """A conversation at the terminal; an empty line or Ctrl-D ends it."""
     tokenizer = engine.pair.verifier.tokenizer
     err.print("Type a prompt; an empty line ends the conversation.", highlight=False)
@@ -216,9 +227,10 @@ def _chat(engine: Engine, out: Console, err: Console, *, raw: bool) -> Iterator[
         try:
             if tokenizer.has_chat_template and not raw:
                 messages.append({"role": "user", "content": line})
-                request = query(engine, line, tokenizer.chat(messages), "the conversation")
+                ids = tokenizer.chat(messages, special=bool(control_tokens))
+                request = query(engine, line, ids, "the conversation")
             else:
-                request = query(engine, line, tokenizer.encode(line))
+                request = query(engine, line, tokenizer.prompt(line, raw=raw, control_tokens=control_tokens))
         except UserError as error:
             err.print(f"error: {error}", style="red", markup=False, highlight=False)
             messages = []
@@ -264,6 +276,16 @@ def check_uris(verifier, drafter, settings: Settings) -> None:
         raise UserError("DRAFTER must be a path or URI in quotes, as in --gin.DRAFTER=\"'hf://org/repo'\", or None")
     if settings.needs_drafter and drafter is None:
         raise UserError(f"METHOD='{settings.method}' needs a drafter: set DRAFTER, or METHOD='verifier_only'")
+
+
+def check_prompts(raw_prompt: Any, control_tokens: Any, chat_template: Any) -> None:
+    """Raises a UserError for knobs of prompts that are not what they should be."""
+    if not isinstance(raw_prompt, bool):
+        raise UserError(f"RAW_PROMPT must be True or False, not {raw_prompt!r}")
+    if not isinstance(control_tokens, bool | None):
+        raise UserError(f"CONTROL_TOKENS must be True, False or None, not {control_tokens!r}")
+    if not isinstance(chat_template, str | None):
+        raise UserError(f"CHAT_TEMPLATE must be the name of a chat template in quotes or None, not {chat_template!r}")
 
 
 def default_dtype(name: str | None):

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cascades import checkpoints, hosts, tokenizers
 from cascades.errors import UserError
 from cascades.experiments import terminal, training_run
-from cascades.experiments.decode import compilation_cache, default_dtype, layouts_of
+from cascades.experiments.decode import check_prompts, compilation_cache, default_dtype, layouts_of
 from cascades.models import logical_axes
 from cascades.training import calibration, data, distillation, drafters, learner, losses, policy
 from cascades.training.data import Sizes
@@ -48,6 +48,8 @@ def distill(
     dtype: str | None = None,
     verifier_preset: str | None = None,
     raw_prompt: bool = False,
+    control_tokens: bool | None = None,
+    chat_template: str | None = None,
     mesh: tuple[int, int | None] | None = None,
     strategy: str = "fsdp",
     tensorboard: bool = True,
@@ -91,6 +93,7 @@ def distill(
     sizes, kind = Sizes(batch_size, prompt_tokens, answer_tokens), default_dtype(dtype)
     if type(recall) is not bool:
         raise UserError(f"RECALL must be True or False, not {recall!r}")
+    check_prompts(raw_prompt, control_tokens, chat_template)
     layout = layouts_of(mesh, strategy, strategy, batch_size)[0]
     lines = training_run.read(input)
     folder = training_run.folder_of(output_dir, about)
@@ -100,9 +103,10 @@ def distill(
 
     places = None if layout is None else lambda like: layout.shardings(logical_axes(like), like)
     teacher = checkpoints.load(verifier, dtype=kind, preset=verifier_preset, shardings=places, progress=hosts.leads())
-    tokenizer = tokenizers.load(teacher.path, verifier_preset)
+    tokenizer = tokenizers.load(teacher.path, verifier_preset, chat_template)
     start = getattr(teacher.config, "start", None)
-    examples = data.fitting(data.tokenized(lines, tokenizer, start, raw=raw_prompt), sizes)
+    prompts = data.tokenized(lines, tokenizer, start, raw=raw_prompt, control_tokens=control_tokens)
+    examples = data.fitting(prompts, sizes)
     train, aside = data.held_out(examples, held_out, seed)
     train, key = data.fitting(train, sizes), jax.random.key(seed)
     change = optimizer(learning_rate, steps, warmup, weight_decay)

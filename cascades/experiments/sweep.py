@@ -16,7 +16,7 @@ from cascades import rules as deferral
 from cascades.errors import UserError
 from cascades.experiments import fingerprint, records, report, summary, terminal
 from cascades.experiments import prompts as prompt_files
-from cascades.experiments.decode import check_quantization, check_uris, compilation_cache, default_dtype
+from cascades.experiments.decode import check_prompts, check_quantization, check_uris, compilation_cache, default_dtype
 from cascades.experiments.summary import VERIFIER, Row
 from cascades.generation import Engine, Query, Result, Settings, Shapes, build, complete, load_pair, prepare, queries
 from cascades.generation.engine import sharing
@@ -89,6 +89,8 @@ def sweep(
     ignore_eos: bool = False,
     costs: tuple | None = None,
     raw_prompt: bool = False,
+    control_tokens: bool | None = None,
+    chat_template: str | None = None,
     config_text: Callable[[], str] | None = None,
 ) -> list[Row]:
     """Times rules at thresholds, batch by batch next to the verifier alone, with one compiled loop per rule.
@@ -139,6 +141,7 @@ def sweep(
         raise UserError(f"SCORE must be a function of a record and a text, as @my_scores.exact, or None, not {score!r}")
     report.need_matplotlib()
     check_quantization(weights, drafter_weights, cache, drafter_cache)
+    check_prompts(raw_prompt, control_tokens, chat_template)
     entries = _prompts(input)
     folder = _folder(output_dir)
     _, err = terminal.consoles()
@@ -154,6 +157,7 @@ def sweep(
         cache=cache,
         drafter_cache=drafter_cache,
         kernels=kernels,
+        chat_template=chat_template,
     )
     engines: dict[tuple, Engine] = {}
     for point in found:
@@ -163,7 +167,9 @@ def sweep(
     room = min(shortest.context, context or shortest.context)
     requests = [
         request._replace(max_new_tokens=min(max_new_tokens, room - len(request.ids)))  # the same for every model
-        for request in queries(shortest, [entry["prompt"] for entry in entries], raw=raw_prompt)
+        for request in queries(
+            shortest, [entry["prompt"] for entry in entries], raw=raw_prompt, control_tokens=control_tokens
+        )
     ]
     about = {
         "verifier": [verifier, verifier_preset],
@@ -173,6 +179,8 @@ def sweep(
         **({"cache": [cache, drafter_cache]} if cache or drafter_cache else {}),
         **{f.name: fingerprint.of_code(getattr(settings, f.name)) for f in dataclasses.fields(settings)},
         "raw_prompt": raw_prompt,
+        **({"control_tokens": control_tokens} if control_tokens is not None else {}),
+        **({"chat_template": chat_template} if chat_template is not None else {}),
         "longest": max(len(request.ids) + request.max_new_tokens for request in requests),
         "device": [jax.default_backend(), jax.devices()[0].device_kind, jax.device_count()],
         "jax": jax.__version__,

@@ -55,6 +55,7 @@ def load_pair(
     kernels: bool = True,
     layout: Layout | None = None,
     drafter_layout: Layout | None = None,
+    chat_template: str | None = None,
 ) -> Pair:
     """Loads both models.
 
@@ -66,6 +67,7 @@ def load_pair(
         `quantization.KINDS`, or None. cache, drafter_cache: "int8" quantises keys and values.
       kernels: see `models.decoder`.
       layout, drafter_layout: where they live, on one mesh; every tensor goes straight to its devices.
+      chat_template: the name of the verifier's chat template to use, where it has several.
 
     Raises:
       UserError: a model cannot be had, or the two do not share a vocabulary.
@@ -78,6 +80,7 @@ def load_pair(
         )
     order, drafter = (int(match[1]), match[2]) if match else (None, drafter)
     large = _load(verifier, verifier_preset, dtype, weights, cache, layout, kernels)
+    large = large._replace(tokenizer=large.tokenizer.using(chat_template))
     if large.model.reads is not None:
         raise UserError(f"{verifier} is a drafter that reads another model's hidden states: it cannot be a VERIFIER")
     if name is None:

@@ -47,8 +47,12 @@ class Finished(NamedTuple):
     result: Result
 
 
-def queries(engine: Engine, prompts: Sequence[str], *, raw: bool = False) -> list[Query]:
+def queries(
+    engine: Engine, prompts: Sequence[str], *, raw: bool = False, control_tokens: bool | None = None
+) -> list[Query]:
     """Turns prompts into requests: the chat template around each where the verifier has one, unless `raw`.
+
+    `control_tokens`: see `Tokenizer.prompt`.
 
     Raises:
       UserError: no prompt, an empty one, or one that leaves no room in the context.
@@ -60,10 +64,7 @@ def queries(engine: Engine, prompts: Sequence[str], *, raw: bool = False) -> lis
     for number, prompt in enumerate(prompts, 1):
         if not prompt.strip():
             raise UserError(f"prompt {number} of {len(prompts)} is empty: give it some text")
-        if tokenizer.has_chat_template and not raw:
-            ids = tokenizer.chat([{"role": "user", "content": prompt}])
-        else:
-            ids = tokenizer.encode(prompt)
+        ids = tokenizer.prompt(prompt, raw=raw, control_tokens=control_tokens)
         found.append(query(engine, prompt, ids, f"prompt {number} of {len(prompts)}"))
     return found
 

@@ -7,31 +7,50 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cascades.errors import UserError
-from cascades.tokenizers import chat
+from cascades.tokenizers import chat, templates
 
-# Control tokens that end a turn in the families that the package reads.
-END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
+# Control tokens that end a turn in the families that the package reads, and in models that were tuned from them.
+END_OF_TURN = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|end_of_turn|>",
+    "<|end|>",
+    "<end_of_utterance>",
+    "<eos>",
+)
+
+
+# `(text, special, hidden=None) -> ids`: cuts a text into tokens, without what goes around it. With `special` the names
+# of control tokens in the text become those tokens; without it they are ordinary characters. Characters of `hidden`
+# stand for others (stand-in -> character): they are read as these, but are part of no control token.
+Split = Callable[..., list[int]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenizer:
     """A vocabulary and the two ways through it.
 
-    split: `(text, special) -> ids`, without BOS and EOS. With `special` the names of control tokens in the text become
-      those tokens; without it they are ordinary characters.
+    split: text to ids, without BOS and EOS.
     pieces: every real id's piece as its file spells it, for messages. A model may have more logits than that: padding.
     contents: every real id's piece as UTF-8 bytes (`Ġthe`, `▁the` and ` the` are the same bytes).
     control: ids that print nothing.
     bos_id: begin-of-text id, None where the model has none.
-    eos_ids: every id that ends a turn, ascending.
+    eos_ids: every id that ends a turn, ascending. Those behind the vocabulary can never come and are left out.
     add_bos: whether the model wants BOS before a text.
     end_id: the id that it wants behind a text (T5's encoder); None for nearly every model.
+    before, after: all ids that the model wants around a text, where they are others than these two.
     strip_leading_space: whether `split` puts a space before the text, so that `decode` takes one off.
-    chat_template: Jinja source, None where the model has none.
+    chat_template: Jinja source of the one that is used, None where the model has none or nobody chose.
+    chat_templates: all of them by name; the only one of a model is called `default`.
     special_tokens: what the template sees: `bos_token`, `eos_token`, ….
+    remarks: sentences for a person about what the files say and was not followed.
     """
 
-    split: Callable[[str, bool], list[int]]
+    split: Split
     pieces: Sequence[str]
     contents: Sequence[bytes]
     control: frozenset[int]
@@ -40,16 +59,35 @@ class Tokenizer:
     add_bos: bool = False
     end_id: int | None = None
     strip_leading_space: bool = False
+    before: tuple[int, ...] | None = None
+    after: tuple[int, ...] | None = None
     chat_template: str | None = None
+    chat_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
     special_tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for token in (self.bos_id, self.end_id, *self.eos_ids):
+        if self.before is None:
+            self._set("before", (self.bos_id,) if self.add_bos and self.bos_id is not None else ())
+        if self.after is None:
+            self._set("after", () if self.end_id is None else (self.end_id,))
+        if self.chat_template is not None and not self.chat_templates:
+            self._set("chat_templates", {templates.DEFAULT: self.chat_template})
+        if behind := [token for token in self.eos_ids if token >= self.vocab_size]:
+            self._set("eos_ids", tuple(token for token in self.eos_ids if token < self.vocab_size))
+            ids = ", ".join(map(str, behind))
+            remark = f"end-of-text ids behind the {self.vocab_size} tokens of the vocabulary are left out: {ids}"
+            self._set("remarks", (*self.remarks, remark))
+        assert self.before is not None and self.after is not None
+        for token in (self.bos_id, self.end_id, *self.before, *self.after):
             if token is not None and not 0 <= token < self.vocab_size:
                 raise UserError(
                     f"the ids of a tokenizer's special tokens should be below its {self.vocab_size} tokens, but one is "
                     f"{token}: use another copy of the model."
                 )
+
+    def _set(self, field: str, value: Any) -> None:
+        object.__setattr__(self, field, value)
 
     @property
     def vocab_size(self) -> int:
@@ -58,7 +96,18 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        return self.chat_template is not None
+        """Whether this is a chat model, even if it has several templates and `chat` asks for a choice."""
+        return bool(self.chat_templates)
+
+    def using(self, template: str | None) -> "Tokenizer":
+        """The same tokenizer with its chat template of that name; None keeps the one it has.
+
+        Raises:
+          UserError: it has no such template.
+        """
+        if template is None:
+            return self
+        return dataclasses.replace(self, chat_template=templates.choose(self.chat_templates, template))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -76,8 +125,9 @@ class Tokenizer:
           special: whether names of control tokens in the text ("<|im_end|>") become those tokens. Pass False for text
             that a stranger wrote.
         """
-        ids = self._with_bos(self.split(_valid(text), special), written=special)
-        return ids if self.end_id is None or ids[-1:] == [self.end_id] else [*ids, self.end_id]
+        ids = self._begun(self.split(_valid(text), special), written=special)
+        after = list(self.after or ())
+        return ids if not after or ids[-len(after) :] == after else [*ids, *after]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; control tokens print nothing, and bytes that are not UTF-8 become U+FFFD."""
@@ -90,30 +140,57 @@ class Tokenizer:
             return b""
         return self.contents[token]
 
-    def chat(self, messages: Sequence[Any]) -> list[int]:
+    def chat(self, messages: Sequence[Any], *, special: bool = False) -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer begins.
-
-        The whole rendered text is parsed for control tokens, as transformers does by default: a message that contains
-        "<|im_end|>" ends its turn there. Whoever passes on strangers' text strips such names first.
 
         Args:
           messages: `{"role": …, "content": …}` each, oldest first.
+          special: whether names of control tokens in the messages become those tokens, as transformers does by default:
+            a message that contains "<|im_end|>" then ends its turn there. Without it only the template's own do, and
+            those in a message are ordinary characters, whatever the template makes of them. Control tokens are those of
+            `control`; tokens that print something, such as Qwen's <tool_call>, are text to both.
 
         Raises:
-          UserError: the model has no chat template, a message is malformed, or the template refuses the conversation.
+          UserError: the model has no chat template, or several and none was chosen; a message is malformed, or the
+            template refuses the conversation.
         """
+        if self.chat_template is None and self.chat_templates:
+            raise UserError(
+                f"the model has chat templates called {', '.join(sorted(self.chat_templates))}, and none is its "
+                "default: choose one by its name with CHAT_TEMPLATE, or pass plain text with RAW_PROMPT=True."
+            )
         if self.chat_template is None:
             raise UserError(
                 "chat messages need a model with a chat template, and this tokenizer has none: "
                 "pass plain text instead, or use the instruction-tuned version of the model."
             )
-        text = chat.render(self.chat_template, messages, self.special_tokens)
-        return self._with_bos(self.split(_valid(text), True), written=True)
+        ids = self.split(_valid(chat.render(self.chat_template, messages, self.special_tokens)), True)
+        if not special:
+            names = [self.pieces[token] for token in self.control]
+            text, hidden = chat.guarded(self.chat_template, messages, self.special_tokens, names)
+            plain = self.split(_valid(text), True, hidden)
+            # The same but where a message names control tokens; the ids of the whole text are the reference's.
+            if [token for token in plain if token in self.control] != [token for token in ids if token in self.control]:
+                ids = plain
+        return self._begun(ids, written=True)
 
-    def _with_bos(self, ids: list[int], *, written: bool) -> list[int]:
-        if not self.add_bos or self.bos_id is None or (written and ids[:1] == [self.bos_id]):
-            return ids
-        return [self.bos_id, *ids]
+    def prompt(self, text: str, *, raw: bool = False, control_tokens: bool | None = None) -> list[int]:
+        """Token ids of what a person asks: a chat of one message where the model has a chat template, else the text.
+
+        Args:
+          raw: no chat template. control_tokens: whether names of control tokens in the text become those tokens; None
+            is no where a chat template is used, and yes where it is not, since templates are typed by hand there.
+
+        Raises:
+          UserError: as `chat`.
+        """
+        if self.has_chat_template and not raw:
+            return self.chat([{"role": "user", "content": text}], special=bool(control_tokens))
+        return self.encode(text, special=control_tokens is not False)
+
+    def _begun(self, ids: list[int], *, written: bool) -> list[int]:
+        before = list(self.before or ())
+        return ids if written and ids[: len(before)] == before else [*before, *ids]
 
 
 def end_of_turn_ids(

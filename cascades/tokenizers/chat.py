@@ -1,16 +1,29 @@
-"""Chat templates: Jinja in a sandbox, with the environment that transformers gives them."""
+"""Chat templates: Jinja in a sandbox, with the environment that transformers gives them; and which of the characters
+that one of them wrote came from a message."""
 
 import datetime
 import functools
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+import re
+import string
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
 import jinja2.sandbox
 
 from cascades.errors import UserError
+from cascades.tokenizers.finder import finder
+
+# Roles that templates know. They may be a part of a control token ('<|' + role + '|>'); any other role is a stranger's.
+_ROLES = frozenset(("assistant", "developer", "function", "ipython", "model", "system", "tool", "user"))
+# Characters that no template writes: letters of rare scripts for letters and digits, private ones for all others.
+_LETTERS = (range(0x30000, 0x3134B), range(0x31350, 0x323B0))
+_PRIVATE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 class _Generation(jinja2.ext.Extension):
@@ -37,7 +50,8 @@ def _strftime_now(form: str) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def _compile(source: str) -> jinja2.Template:
+def _compile(source: str) -> tuple[jinja2.Template, frozenset[str]]:
+    """The template, and the texts that it writes or compares with."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
@@ -45,11 +59,17 @@ def _compile(source: str) -> jinja2.Template:
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     try:
-        return environment.from_string(source)
+        constants = {node.value for node in environment.parse(source).find_all(jinja2.nodes.Const)}
+        return environment.from_string(source), frozenset(each for each in constants if isinstance(each, str))
     except jinja2.TemplateSyntaxError as error:
         raise UserError(
             f"the model's chat template should be a Jinja template, but its line {error.lineno} does not parse "
             f"({error.message}): use another copy of the model or pass plain text."
+        ) from None
+    except RecursionError:
+        raise UserError(
+            "the model's chat template should be a Jinja template, but is nested too deeply: use another copy of the "
+            "model or pass plain text."
         ) from None
 
 
@@ -76,7 +96,7 @@ def render(source: str, messages: Sequence[Any], special_tokens: Mapping[str, st
                 f"chat message {index} should hold text, but its role is {message['role']!r:.40} "
                 f"and its content {message['content']!r:.40}."
             )
-    template = _compile(source)
+    template, _ = _compile(source)
     try:
         return template.render(
             messages=[dict(message) for message in messages],
@@ -90,3 +110,104 @@ def render(source: str, messages: Sequence[Any], special_tokens: Mapping[str, st
             f"the model's chat template refused the conversation ({error}): "
             f"change the messages (roles here: {', '.join(message['role'] for message in messages)})."
         ) from error
+
+
+def guarded(
+    source: str, messages: Sequence[Any], special_tokens: Mapping[str, str], names: Iterable[str]
+) -> tuple[str, dict[str, str]]:
+    """The conversation as one text in which the messages' part of any control token is disguised.
+
+    Characters of which control tokens are made are replaced in the messages by stand-ins that occur nowhere else, and
+    the template is rendered with them. What it makes of the messages may depend on the characters, so less and less is
+    disguised until the text is the undisguised one but for the stand-ins: at first all; then not what the template
+    itself writes or compares with, such as "</think>"; then no letters either, which a template may turn into capitals.
+    The name of a control token that stands whole in a message is always disguised, in any case of its letters.
+
+    Args:
+      source, messages, special_tokens: see `render`, which was called with them before.
+      names: the control tokens.
+
+    Returns:
+      The text, and what its stand-ins stand for.
+    """
+    names = [name for name in names if name and not name.isspace()]
+    wanted = sorted({character for name in names for character in name if not character.isspace()})
+    texts = [source, *special_tokens.values(), *_texts(messages)]
+    table = _stand_ins(wanted, set().union(*texts))
+    signs = {character: stand_in for character, stand_in in table.items() if not character.isalnum()}
+    hidden = {stand_in: character for character, stand_in in table.items()}
+    back, plain, text = str.maketrans(hidden), render(source, messages, special_tokens), ""
+    find = finder({name.translate(_LOWER): len(name) for name in names})
+    _, constants = _compile(source)
+    known = sorted((each for each in constants if len(each) > 1 and not each.isspace()), key=len, reverse=True)
+    kept = [each for each in known if all(isinstance(part, str) for part in find(each.translate(_LOWER)))]
+    for used, left in ((table, []), (table, kept), (signs, kept)):
+        try:
+            text = render(source, _changed(messages, _disguise(find, str.maketrans(used), left)), special_tokens)
+        except UserError:
+            if used is signs:
+                raise
+            continue
+        if text.translate(back) == plain:
+            break
+    return text, hidden
+
+
+def _disguise(
+    find: Callable[[str], list[str | int]], table: Mapping[int, str], left: Sequence[str]
+) -> Callable[[str], str]:
+    """Replaces characters of a text, but not those of the texts in `left` outside the names that `find` finds."""
+    apart = re.compile("(" + "|".join(map(re.escape, left)) + ")") if left else None
+
+    def between(text: str) -> str:
+        if apart is None:
+            return text.translate(table)
+        parts = enumerate(apart.split(text))  # those of `left` are at the odd places
+        return "".join(part if at % 2 else part.translate(table) for at, part in parts)
+
+    def change(text: str) -> str:
+        at, found = 0, []
+        for part in find(text.translate(_LOWER)):
+            end = at + (part if isinstance(part, int) else len(part))
+            found.append(text[at:end].translate(table) if isinstance(part, int) else between(text[at:end]))
+            at = end
+        return "".join(found)
+
+    return change
+
+
+def _changed(messages: Sequence[Any], change: Callable[[str], str]) -> list[Any]:
+    """The messages with every text in them changed, but for roles that templates know and the fields' names."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, str):
+            return change(value)
+        if isinstance(value, Mapping):
+            return {key: walk(each) for key, each in value.items()}
+        return [walk(each) for each in value] if isinstance(value, list | tuple) else value
+
+    return [
+        {key: each if key == "role" and each in _ROLES else walk(each) for key, each in message.items()}
+        for message in messages
+    ]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts([*value.keys(), *value.values()])
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
+
+
+def _stand_ins(characters: Sequence[str], taken: set[str]) -> dict[str, str]:
+    """A character for each of `characters` that is not in `taken`."""
+    letters, others = (
+        (chr(code) for code in itertools.chain(*ranges) if chr(code) not in taken) for ranges in (_LETTERS, _PRIVATE)
+    )
+    found = {each: next(letters if each.isalnum() else others, "") for each in characters}
+    if "" in found.values():
+        raise UserError("the messages use up the private characters of Unicode: take some of them out.")
+    return found

@@ -1,94 +1,267 @@
-"""Directories with a Hugging Face `tokenizer.json`."""
+"""Directories with a Hugging Face `tokenizer.json`, or with GPT-2's two files in its place."""
 
 import functools
 import json
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tokenizers
 
 from cascades.errors import UserError
-from cascades.tokenizers import byte_level
-from cascades.tokenizers.base import Tokenizer, end_of_turn_ids
+from cascades.tokenizers import byte_level, files
+from cascades.tokenizers.base import Split, Tokenizer, end_of_turn_ids
+from cascades.tokenizers.templates import DEFAULT
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# T5's marks for gaps in a text: an answer is made of them, so they print.
+_SENTINEL = re.compile(r"<extra_id_\d+>")
+# Of tokenizer.json. All but the first three, which we undo or do not need, are followed by the package `tokenizers`.
+_FIELDS = ("version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor",
+           "decoder", "model")  # fmt: skip
+_NO_MODEL_FIELDS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+# Steps of decoders that `_spelling` follows, with the settings that they must have.
+_DECODERS: dict[str, dict[str, Any]] = {
+    "ByteLevel": {},
+    "ByteFallback": {},
+    "Fuse": {},
+    "Metaspace": {"replacement": "▁"},
+    "Replace": {"pattern": {"String": "▁"}, "content": " "},
+    "Strip": {"content": " ", "start": 1, "stop": 0},
+}
+_MOST_GAPS = 10_000  # ids without a piece
 
 
 def load(directory: pathlib.Path) -> Tokenizer:
-    """A tokenizer from `tokenizer.json`, and what the files beside it say of special tokens and the chat template.
+    """A tokenizer from `tokenizer.json`, and what the files beside it say of special tokens and the chat templates.
+
+    Where the files contradict each other, it is as transformers reads them: special tokens go around a text as
+    tokenizer.json says, whatever tokenizer_config.json asks for, and tokens that only another file names are added.
 
     Raises:
-      UserError: a file that is broken, or pieces spelled in a way that is not known.
+      UserError: a file that is broken or says what cannot be followed, or pieces spelled in a way that is not known.
     """
     path = directory / "tokenizer.json"
-    try:
-        fast = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise UserError(
-            f"{path} should be a Hugging Face tokenizer, but cannot be read ({error}): fetch it again."
-        ) from error
+    fast, content = _read(path)
+    settings = files.read(directory)
+    spelled, strip_leading_space = _spelling(fast, path)
+    _check(content, settings, path)
     fast.no_truncation()
     fast.no_padding()
+    _add(fast, settings, path)
     ids = fast.get_vocab(with_added_tokens=True)
-    pieces = [""] * (max(ids.values()) + 1)
+    if max(ids.values(), default=0) >= len(ids) + _MOST_GAPS:
+        raise UserError(f"{path} should number its {len(ids)} tokens from 0, but has an id {max(ids.values())}.")
+    pieces = [""] * (max(ids.values(), default=-1) + 1)
     for piece, index in ids.items():
         pieces[index] = piece
     added = fast.get_added_tokens_decoder()
-    control = frozenset(index for index, token in added.items() if token.special)
-    spelled, strip_leading_space = _spelling(fast, path)
-    literal = added if spelled is byte_level.contents else control
+    for index, token in added.items():
+        pieces[index] = token.content
+    special = {index for index, token in added.items() if token.special}
+    literal = added if spelled is byte_level.contents else special
     contents = [piece.encode() if index in literal else spelled(piece) for index, piece in enumerate(pieces)]
+    control = frozenset(index for index in special if not _SENTINEL.fullmatch(pieces[index]))
 
-    config = read_config(directory)
-    special_tokens = config.special_tokens
-    bos_id = ids.get(special_tokens.get("bos_token", ""))
-    eos_id = ids.get(special_tokens.get("eos_token", ""))
-    around = fast.encode("").ids  # what the file itself puts around a text
-    add_bos = config.add_bos if config.add_bos is not None else bos_id in around
-    add_eos = config.add_eos if config.add_eos is not None else eos_id != bos_id and eos_id in around
+    named = settings.special_tokens
+    before, after = _around(fast, path)
+    own = [ids.get(named.get("bos_token", "")), *before, settings.bos_id]
+    bos_id = next((index for index in own if index is not None and index < len(pieces)), None)
+    remarks = [*settings.remarks]
+    for field, asked, puts in (("bos", settings.add_bos, before), ("eos", settings.add_eos, after)):
+        if asked is not None and asked != bool(puts) and (puts or named.get(f"{field}_token")):
+            does = f"puts {' '.join(pieces[index] for index in puts)}" if puts else "puts none"
+            remarks.append(
+                f"tokenizer_config.json of {directory} says add_{field}_token = {str(asked).lower()}, but tokenizer.json "
+                f"{does} {'before' if field == 'bos' else 'behind'} a text: it is followed, as transformers does"
+            )
     return Tokenizer(
         split=splitter(fast),
         pieces=pieces,
         contents=contents,
         control=control,
         bos_id=bos_id,
-        eos_ids=end_of_turn_ids([eos_id, *config.eos_ids], ids, control),
-        add_bos=bool(add_bos) and bos_id is not None,
-        end_id=eos_id if add_eos else None,
+        eos_ids=end_of_turn_ids([ids.get(named.get("eos_token", "")), *settings.eos_ids], ids, control),
+        add_bos=bool(before),
+        end_id=after[-1] if after else None,
+        before=before,
+        after=after,
         strip_leading_space=strip_leading_space,
-        chat_template=config.chat_template,
-        special_tokens=special_tokens,
+        chat_template=settings.chat_templates.get(DEFAULT),
+        chat_templates=settings.chat_templates,
+        special_tokens=named,
+        remarks=tuple(remarks),
     )
 
 
-def splitter(fast: tokenizers.Tokenizer) -> Callable[[str, bool], list[int]]:
+def splitter(fast: tokenizers.Tokenizer) -> Split:
     """`Tokenizer.split` around a `tokenizers.Tokenizer`. Added tokens that are not control tokens are always found."""
+    ids = {token.content: index for index, token in fast.get_added_tokens_decoder().items() if token.special}
 
     @functools.cache
     def plain() -> tokenizers.Tokenizer:
         # The switch belongs to the whole object, which other threads may be using: turn it in a copy.
-        copy = tokenizers.Tokenizer.from_str(fast.to_str())
+        content = fast.to_str()
+        if "BPE" not in type(fast.model).__name__:
+            content = _without(content, ids)
+        copy = tokenizers.Tokenizer.from_str(content)
         copy.encode_special_tokens = True
         return copy
 
-    return lambda text, special: (fast if special else plain()).encode(text, add_special_tokens=False).ids
+    @functools.cache
+    def inside() -> tokenizers.Tokenizer:
+        """`plain` for what does not begin a text, where only the beginning takes a space."""
+        before = plain().to_str()
+        after = before.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
+        if before == after:
+            return plain()
+        copy = tokenizers.Tokenizer.from_str(after)
+        copy.encode_special_tokens = True
+        return copy
+
+    @functools.cache
+    def cutter() -> tokenizers.Tokenizer:
+        """A tokenizer that finds added tokens and reads nothing else."""
+        empty = tokenizers.Tokenizer(tokenizers.models.BPE())
+        if fast.normalizer is not None:
+            empty.normalizer = fast.normalizer
+        empty.add_tokens([token for _, token in sorted(fast.get_added_tokens_decoder().items())])
+        return empty
+
+    def split(text: str, special: bool, hidden: Mapping[str, str] | None = None, /) -> list[int]:
+        if hidden is None:
+            return (fast if special else plain()).encode(text, add_special_tokens=False).ids
+        names = cutter().encode(text, add_special_tokens=False) if special else None
+        places = [] if names is None else zip(names.tokens, names.offsets, strict=True)
+        table, found, at = str.maketrans(dict(hidden)), [], 0
+        for name, (begin, end) in [*places, ("", (len(text), len(text)))]:
+            if name and name not in ids:
+                continue  # it prints, and is a part of the text
+            if part := text[at:begin].translate(table):
+                found += (inside() if at else plain()).encode(part, add_special_tokens=False).ids
+            found += [ids[name]] if name else []
+            at = end
+        return found
+
+    return split
+
+
+def _without(content: str, names: Mapping[str, int]) -> str:
+    """A tokenizer's JSON whose model does not know the control tokens, which it would make of their characters."""
+    raw = json.loads(content)
+    vocab, model = raw["model"].get("vocab"), raw["model"]
+    if isinstance(vocab, list):  # a piece and its score each; the unknown piece is known by its place
+        for index in names.values():
+            if index < len(vocab) and index != model.get("unk_id"):
+                vocab[index][0] = f"\U0010ffff{index}"
+    raw["added_tokens"] = [token for token in raw["added_tokens"] if not token["special"]]
+    return json.dumps(raw)
+
+
+def _read(path: pathlib.Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """tokenizer.json as the package `tokenizers` reads it, and as it stands there."""
+    try:
+        return tokenizers.Tokenizer.from_file(str(path)), json.loads(path.read_text(encoding="utf-8"))
+    except BaseException as error:  # tokenizers raises bare Exception, and panics that are not even that
+        if isinstance(error, KeyboardInterrupt | MemoryError):
+            raise
+        raise UserError(
+            f"{path} should be a Hugging Face tokenizer, but cannot be read ({error}): fetch it again."
+        ) from error
+
+
+def _check(content: Mapping[str, Any], settings: files.Settings, path: pathlib.Path) -> None:
+    """Refuses fields of tokenizer.json that are not known, are not followed, or that another file contradicts."""
+    model = content["model"]
+    odd = {name: content[name] for name in sorted(content.keys() - {*_FIELDS}) if content[name]}
+    odd |= {f"model.{name}": model[name] for name in _NO_MODEL_FIELDS if model.get(name)}
+    if odd:
+        name = next(iter(odd))
+        raise UserError(f"{path} sets {name!r:.80} to {odd[name]!r:.60}, which is not followed: use another copy.")
+    if settings.prefix_space is not None and settings.prefix_space != _puts_space(content):
+        asked, does = ("a", "none") if settings.prefix_space else ("no", "one")
+        raise UserError(
+            f"tokenizer_config.json asks for {asked} space before a text (add_prefix_space), but {path} puts {does}: "
+            "take one of them from another copy of the model."
+        )
+
+
+def _puts_space(content: Mapping[str, Any]) -> bool:
+    """Whether a space is put before a text."""
+    steps: list[Any] = [content.get("normalizer"), content.get("pre_tokenizer")]
+    for step in steps:  # which grows
+        if not isinstance(step, Mapping):
+            continue
+        steps += [*step.get("normalizers", ()), *step.get("pretokenizers", ())]
+        scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
+        kind = step.get("type")
+        if kind == "Prepend" or (kind == "Metaspace" and scheme != "never"):
+            return True
+        if kind == "ByteLevel" and step.get("add_prefix_space"):
+            return True
+    return False
+
+
+def _add(fast: tokenizers.Tokenizer, settings: files.Settings, path: pathlib.Path) -> None:
+    """Adds the tokens that stand in other files alone, as transformers does: those with ids, then the named ones.
+
+    Raises:
+      UserError: a token whose id is taken, or is not the next one behind the vocabulary.
+    """
+
+    def made(token: files.Added) -> tokenizers.AddedToken:
+        return tokenizers.AddedToken(**{name: each for name, each in token._asdict().items() if each is not None})
+
+    held = fast.get_added_tokens_decoder().values()
+    known, names = {repr(token) for token in held}, {token.content for token in held}
+    more = [token for _, token in sorted(settings.added.items()) if repr(made(token)) not in known]
+    names |= {token.content for token in more}
+    for token in settings.named:
+        if token.content and token.content not in names:
+            more.append(token)
+            names.add(token.content)
+    fast.add_tokens([made(token) for token in more])
+    for index, token in settings.added.items():
+        if (found := fast.token_to_id(token.content)) != index:
+            raise UserError(
+                f"the files beside {path} give the id {index} to the token {token.content!r:.80}, but there it is "
+                f"{found}: the files are of two models, so fetch them again."
+            )
+
+
+def _around(fast: tokenizers.Tokenizer, path: pathlib.Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the file itself puts before and behind a text."""
+    for probe in ("a", "0", "Ġ", "."):
+        whole, ids = fast.encode(probe), fast.encode(probe, add_special_tokens=False).ids
+        inside = [place for place, sequence in enumerate(whole.sequence_ids) if sequence is not None]
+        if not inside:
+            continue
+        before, after = tuple(whole.ids[: inside[0]]), tuple(whole.ids[inside[-1] + 1 :])
+        if [*before, *ids, *after] != whole.ids:
+            raise UserError(
+                f"the post_processor of {path} should put special tokens around a text and leave it as it is, but makes "
+                f"{whole.tokens!r:.80} of {probe!r}: use another copy of the model."
+            )
+        return before, after
+    return tuple(fast.encode("").ids), ()
 
 
 def _spelling(fast: tokenizers.Tokenizer, path: pathlib.Path) -> tuple[Callable[[str], bytes], bool]:
     """How the pieces spell bytes, and whether a space is put before the text; both as the file's decoder tells."""
-    decoder: dict[str, Any] = json.loads(fast.to_str())["decoder"] or {"type": None}
+    decoder: dict[str, Any] = {"type": None} if fast.decoder is None else json.loads(fast.decoder.__getstate__())
     steps: list[dict[str, Any]] = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     by_type = {step["type"]: step for step in steps}
-    if "ByteLevel" in by_type:
+    followed = all(step.items() >= _DECODERS.get(step["type"], {"": None}).items() for step in steps)
+    if followed and "ByteLevel" in by_type:
         return byte_level.contents, False
-    if "Metaspace" in by_type:
+    if followed and "Metaspace" in by_type:
         return _sentencepiece, by_type["Metaspace"].get("prepend_scheme", "always") != "never"
-    if "Replace" in by_type and "▁" in by_type["Replace"]["pattern"].values():
+    if followed and "Replace" in by_type:
         return _sentencepiece, "Strip" in by_type
+    known = "of this kind that is known" if not by_type.keys() - _DECODERS.keys() else "ByteLevel, Metaspace or Replace"
     raise UserError(
-        f"{path} should decode byte-level or SentencePiece pieces (decoder ByteLevel, Metaspace or Replace), "
+        f"{path} should decode byte-level or SentencePiece pieces (decoder {known}), "
         f"but its decoder is {' + '.join(map(str, by_type))}: use a model of another family."
     )
 
@@ -96,54 +269,3 @@ def _spelling(fast: tokenizers.Tokenizer, path: pathlib.Path) -> tuple[Callable[
 def _sentencepiece(piece: str) -> bytes:
     byte = _BYTE.fullmatch(piece)
     return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
-
-
-class Config:
-    """What the JSON files beside a tokenizer say.
-
-    special_tokens: `bos_token`, `eos_token`, …, as text. eos_ids: from generation_config.json and config.json.
-    add_bos, add_eos: None where tokenizer_config.json does not say.
-    """
-
-    def __init__(self, files: dict[str, dict[str, Any]], chat_template: str | None):
-        tokens = files["special_tokens_map.json"] | files["tokenizer_config.json"]
-        texts = {key: _token_text(value) for key, value in tokens.items() if key.endswith("_token")}
-        self.special_tokens = {key: text for key, text in texts.items() if text is not None}
-        self.eos_ids: list[int] = []
-        for name in ("generation_config.json", "config.json"):
-            ids = files[name].get("eos_token_id")
-            self.eos_ids += ids if isinstance(ids, list) else [] if ids is None else [ids]
-        self.add_bos: bool | None = files["tokenizer_config.json"].get("add_bos_token")
-        self.add_eos: bool | None = files["tokenizer_config.json"].get("add_eos_token")
-        self.chat_template = chat_template
-
-
-def read_config(directory: pathlib.Path) -> Config:
-    """The configuration files of a directory; missing ones count as empty."""
-    names = ("special_tokens_map.json", "tokenizer_config.json", "generation_config.json", "config.json")
-    files = {name: _read_json(directory / name) for name in names}
-    template = directory / "chat_template.jinja"
-    if template.exists():
-        return Config(files, template.read_text(encoding="utf-8"))
-    source = files["tokenizer_config.json"].get("chat_template")
-    if source is None:
-        source = _read_json(directory / "chat_template.json").get("chat_template")
-    if isinstance(source, list):  # several, by name
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
-    return Config(files, source)
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} should be JSON, but is not ({error}): fetch it again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} should hold a JSON object, but holds a {type(content).__name__}: fetch it again.")
-    return content
-
-
-def _token_text(value: Any) -> str | None:
-    return value.get("content") if isinstance(value, dict) else value if isinstance(value, str) else None

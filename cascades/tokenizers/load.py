@@ -1,5 +1,6 @@
 """Finds the tokenizer of a model, whatever its files look like."""
 
+import json
 import pathlib
 
 from cascades.errors import UserError
@@ -8,20 +9,22 @@ from cascades.tokenizers import gguf, huggingface, sentencepiece
 from cascades.tokenizers.base import Tokenizer
 
 
-def load(path: str | pathlib.Path, preset: str | None = None) -> Tokenizer:
+def load(path: str | pathlib.Path, preset: str | None = None, template: str | None = None) -> Tokenizer:
     """The tokenizer of a model.
 
     Args:
       path: a GGUF file, a SentencePiece `.model` file, or a directory that holds `tokenizer.json`, `tokenizer.gguf`,
-        `tokenizer.model` or `spiece.model` (tried in that order). Gemma's released checkpoints keep `tokenizer.model`
-        beside the checkpoint's directory: it is found there too.
+        `tokenizer.model`, `spiece.model`, or `vocab.json` with `merges.txt` (tried in that order). Gemma's released
+        checkpoints keep `tokenizer.model` beside the checkpoint's directory: it is found there too.
       preset: where given, the tokenizer must fit into the vocabulary of the model of that name.
+      template: the name of the chat template to use, where a model has several.
 
     Raises:
-      UserError: nothing there, no tokenizer there, or one that cannot be read or does not fit.
+      UserError: nothing there, no tokenizer there, or one that cannot be read or does not fit; no such template.
     """
-    tokenizer = _load(pathlib.Path(path))
-    logits = presets.PRESETS[preset].vocab_size if preset in presets.PRESETS else tokenizer.vocab_size
+    room = presets.PRESETS[preset].vocab_size if preset in presets.PRESETS else None
+    tokenizer = _load(pathlib.Path(path), room).using(template)
+    logits = tokenizer.vocab_size if room is None else room
     if tokenizer.vocab_size > logits:
         raise UserError(
             f"the tokenizer at {path} should fit into the {logits} tokens of preset {preset}, but has "
@@ -30,27 +33,40 @@ def load(path: str | pathlib.Path, preset: str | None = None) -> Tokenizer:
     return tokenizer
 
 
-def _load(path: pathlib.Path) -> Tokenizer:
+def _load(path: pathlib.Path, room: int | None) -> Tokenizer:
     if path.is_dir():
-        return _load_directory(path)
+        return _load_directory(path, room)
     if not path.exists():
         raise UserError(f"there is no tokenizer at {path}: give a GGUF file, a .model file or a model's directory.")
     if path.name == "tokenizer.json":
         return huggingface.load(path.parent)
     with path.open("rb") as file:
         magic = file.read(4)
-    return gguf.load(path) if magic == b"GGUF" or path.suffix == ".gguf" else sentencepiece.load(path)
+    if magic == b"GGUF" or path.suffix == ".gguf":
+        return gguf.load(path)
+    return sentencepiece.load(path, _room(path.parent) or room)
 
 
-def _load_directory(directory: pathlib.Path) -> Tokenizer:
+def _load_directory(directory: pathlib.Path, room: int | None) -> Tokenizer:
     if (directory / "tokenizer.json").exists():
         return huggingface.load(directory)
     if (directory / "tokenizer.gguf").exists():
         return gguf.load(directory / "tokenizer.gguf")
     for file in (directory / "tokenizer.model", directory / "spiece.model", directory.parent / "tokenizer.model"):
         if file.exists():
-            return sentencepiece.load(file)
+            return sentencepiece.load(file, _room(directory) or room)
+    if (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
+        return huggingface.load(directory)
     raise UserError(
         f"{directory} should hold a tokenizer, but has no tokenizer.json, tokenizer.gguf, tokenizer.model or "
         "spiece.model: copy the model's tokenizer files into it."
     )
+
+
+def _room(directory: pathlib.Path) -> int | None:
+    """How many tokens the model of a checkpoint of ours knows, where there is one."""
+    try:
+        size = json.loads((directory / "cascades.json").read_text(encoding="utf-8"))["config"]["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # whoever loads the checkpoint will say what is wrong
+    return size if type(size) is int else None

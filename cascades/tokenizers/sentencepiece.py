@@ -2,7 +2,7 @@
 
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sentencepiece
@@ -10,45 +10,142 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
 from cascades.errors import UserError
+from cascades.tokenizers import files
 from cascades.tokenizers.base import END_OF_TURN, Tokenizer, end_of_turn_ids
+from cascades.tokenizers.finder import Flags
+from cascades.tokenizers.finder import finder as _finder
+from cascades.tokenizers.templates import DEFAULT
 
 protos: Any = sentencepiece_model_pb2  # its classes are made at run time, where no type checker sees them
 ModelProto = Any
 # Looked up once: protobuf's enumerations are slow, and a vocabulary asks hundreds of thousands of times.
 _Kind = protos.ModelProto.SentencePiece.Type
-_UNKNOWN, _CONTROL, _DEFINED, _BYTE = _Kind.UNKNOWN, _Kind.CONTROL, _Kind.USER_DEFINED, _Kind.BYTE
+_NORMAL, _UNKNOWN, _CONTROL, _DEFINED = _Kind.NORMAL, _Kind.UNKNOWN, _Kind.CONTROL, _Kind.USER_DEFINED
+_BYTE = _Kind.BYTE
 # Gemma's .model (and some GGUF files) call these user-defined, which would print them and find them in any text.
 _CONTROL_NAME = re.compile(
     r"<(start_of_turn|mask|pad|bos|unused\d+|\|[^|<>]+\|)>|" + "|".join(map(re.escape, END_OF_TURN))
 )
+# T5's marks for gaps in a text. They are found like control tokens, but an answer is made of them, so they print.
+_SENTINEL = re.compile(r"<extra_id_\d+>")
+_SENTINELS, _MOST_SENTINELS = 100, 10_000
+_T5_TYPES = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
+# Those of transformers that number pieces as their .model file does.
+_CLASSES = (
+    None, "CodeLlamaTokenizer", "GemmaTokenizer", "LlamaTokenizer", "MT5Tokenizer", "PreTrainedTokenizer", "T5Tokenizer",
+    "TokenizersBackend",
+)  # fmt: skip
 
 
-def load(path: pathlib.Path) -> Tokenizer:
-    """A tokenizer from a `.model` file. BOS is put in front where the model has a BOS piece (Gemma, Llama 2); where it
-    has none, EOS goes behind the text (T5).
+def load(path: pathlib.Path, room: int | None = None) -> Tokenizer:
+    """A tokenizer from a `.model` file, and what the JSON files beside it say.
+
+    BOS is put in front where the model has a BOS piece (Gemma, Llama 2) and no file says otherwise; where it has none,
+    EOS goes behind the text (T5), and T5's sentinels `<extra_id_n>` have the ids behind the pieces, the last one first.
+
+    Args:
+      room: how many tokens the model knows, where that is known and no file beside says it.
 
     Raises:
-      UserError: not a SentencePiece model.
+      UserError: not a SentencePiece model, or a file beside it that says what cannot be followed.
     """
     proto = protos.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
-    except DecodeError:
+    except (DecodeError, OSError):
         proto.Clear()
     if not proto.pieces:
         raise UserError(f"{path} should be a SentencePiece model, but it is not: give the model's tokenizer.model.")
+    settings = files.read(path.parent)
+    if settings.tokenizer_class not in _CLASSES:
+        raise UserError(
+            f"{path} is read by {settings.tokenizer_class} in transformers, which numbers its pieces in a way of its own: "
+            "use a directory with the model's tokenizer.json instead."
+        )
     spec = proto.trainer_spec
-    names = {piece.piece: index for index, piece in enumerate(proto.pieces)}
-    bos_id = names.get(spec.bos_piece) if spec.bos_id >= 0 else None
-    eos_id = names.get(spec.eos_piece) if spec.eos_id >= 0 else None
+    own = {  # as the proto names them, where no file does
+        name: piece
+        for name, piece, index in (
+            ("bos_token", spec.bos_piece, spec.bos_id),
+            ("eos_token", spec.eos_piece, spec.eos_id),
+            ("unk_token", spec.unk_piece, spec.unk_id),
+        )
+        if index >= 0 and any(each.piece == piece for each in proto.pieces)
+    }
+    if "bos_token" not in own and "eos_token" in own:
+        _add_sentinels(proto, _sentinels(proto, path, settings, room))
+    pieces = [piece.piece for piece in proto.pieces]
+    added = _added(settings, pieces, path)
+    special_tokens = own | settings.special_tokens
+    ids = {piece: index for index, piece in enumerate(pieces)}
+    ids |= {token.content: index for index, token in added.items()}
+    bos_id, eos_id = (ids.get(special_tokens.get(name, "")) for name in ("bos_token", "eos_token"))
+    adds_bos = "bos_token" in own if settings.add_bos is None else settings.add_bos
+    adds_eos = "bos_token" not in own or settings.add_eos
+    if settings.prefix_space is not None:
+        proto.normalizer_spec.add_dummy_prefix = settings.prefix_space
     return build(
         proto,
         bos_id=bos_id,
-        eos_ids=[eos_id],
-        add_bos=bos_id is not None,
-        end_id=eos_id if bos_id is None else None,
+        eos_ids=[eos_id, *settings.eos_ids],
+        add_bos=adds_bos and bos_id is not None,
+        end_id=eos_id if adds_eos else None,
         source=str(path),
+        chat_template=settings.chat_templates.get(DEFAULT),
+        chat_templates=settings.chat_templates,
+        special_tokens=special_tokens,
+        added=added,
+        legacy=settings.legacy,
+        remarks=settings.remarks,
     )
+
+
+def _sentinels(proto: ModelProto, path: pathlib.Path, settings: files.Settings, room: int | None) -> int:
+    """How many sentinels a T5 has behind its pieces.
+
+    Its tokenizer_config.json may say so. Else there are 100 for a file that carries the name that T5's has, in a folder
+    of a T5, or for a model with room for them and more padding than models that we train (less than 128) ever have;
+    none where the pieces hold them already (mT5), or the model has no room.
+    """
+    if any("<extra_id_" in piece.piece for piece in proto.pieces):
+        return 0
+    if settings.extra_ids is not None:
+        return settings.extra_ids
+    room = settings.vocab_size or room
+    if path.name == "spiece.model" or (settings.model_type or "") in _T5_TYPES:
+        return _SENTINELS if room is None or room >= len(proto.pieces) + _SENTINELS else 0
+    return _SENTINELS if room is not None and room >= len(proto.pieces) + 128 else 0
+
+
+def _add_sentinels(proto: ModelProto, count: int) -> None:
+    if count > _MOST_SENTINELS:
+        raise UserError(
+            f"a T5 should have at most {_MOST_SENTINELS} sentinels, but extra_ids is {count}: fetch it again."
+        )
+    for number in reversed(range(count)):
+        proto.pieces.add(piece=f"<extra_id_{number}>", score=0.0, type=_CONTROL)
+
+
+def _added(settings: files.Settings, pieces: Sequence[str], path: pathlib.Path) -> dict[int, files.Added]:
+    """Tokens of the JSON files by their ids: those that flag a piece, and those behind the pieces.
+
+    Raises:
+      UserError: an id that is another piece's, or a gap behind the pieces.
+    """
+    found, count = dict(settings.added), len(pieces)
+    ids = {piece: index for index, piece in enumerate(pieces)}
+    for token in settings.named:
+        if token.content and all(token.content != each.content for each in found.values()):
+            found[ids.get(token.content, max((count - 1, *found)) + 1)] = token
+    behind = sorted(index for index in found if index >= count)
+    for index, token in found.items():
+        fits = index < count or (behind[index - count : index - count + 1] == [index] and token.content not in ids)
+        if not fits or (index < count and pieces[index] != token.content):
+            raise UserError(
+                f"{path} has {count} pieces, and the files beside it give the id {index} to the token "
+                f"{token.content!r:.80}, which is neither that piece nor the next one behind them: use another copy."
+            )
+    return found
 
 
 def model_proto(
@@ -90,16 +187,34 @@ def build(
     end_id: int | None,
     source: str,
     chat_template: str | None = None,
+    chat_templates: Mapping[str, str] | None = None,
     special_tokens: Mapping[str, str] | None = None,
+    added: Mapping[int, files.Added] | None = None,
+    legacy: bool = False,
+    remarks: tuple[str, ...] = (),
 ) -> Tokenizer:
     """A tokenizer around a model proto, which is changed: names of control tokens become control tokens, and the
-    space before a text is put there by this module."""
-    for piece in proto.pieces:
-        if piece.type == _DEFINED and _CONTROL_NAME.fullmatch(piece.piece):
+    space before a text is put there by this module.
+
+    Args:
+      added: tokens by their ids, of pieces or behind them, that are found in a text before SentencePiece sees it.
+      legacy: the space goes before every part of a text between such tokens, and not only before its beginning.
+    """
+    added, count = added or {}, len(proto.pieces)
+    for index, piece in enumerate(proto.pieces):
+        named = piece.type == _DEFINED and _CONTROL_NAME.fullmatch(piece.piece)
+        if named or (piece.type != _UNKNOWN and index in added and added[index].special):
             piece.type = _CONTROL
+    for index in sorted(index for index in added if index >= count):
+        # Control tokens to SentencePiece, which makes none of them of a text by itself.
+        proto.pieces.add(piece=added[index].content, score=0.0, type=_CONTROL)
     pieces = [piece.piece for piece in proto.pieces]
     names = {piece: index for index, piece in enumerate(pieces)}
-    control = frozenset(i for i, piece in enumerate(proto.pieces) if piece.type in (_CONTROL, _UNKNOWN))
+    plain = {index: token for index, token in added.items() if not token.special}
+    literal = {index for index, piece in enumerate(proto.pieces) if piece.type == _CONTROL}
+    printed = {index for index in literal if _SENTINEL.fullmatch(pieces[index]) or (index >= count and index in plain)}
+    unknown = {index for index, piece in enumerate(proto.pieces) if piece.type == _UNKNOWN}
+    control = frozenset((literal | unknown) - printed)
     space_prefix = proto.normalizer_spec.add_dummy_prefix
     # A text is cut at control tokens, and only its beginning takes the space. Where spaces are squeezed (T5), a space
     # put there by hand would not survive, and SentencePiece's own goes before every part.
@@ -112,13 +227,21 @@ def build(
         raise UserError(
             f"the tokenizer in {source} should be a SentencePiece model, but is damaged ({error}): fetch it again."
         ) from error
-    find = _finder({piece.piece: i for i, piece in enumerate(proto.pieces) if piece.type == _CONTROL})
+    flags = {each.content: Flags(each.lstrip, each.rstrip, each.single_word) for each in added.values()}
+    always = {each.content: i for i, each in plain.items() if i >= count or proto.pieces[i].type == _NORMAL}
+    special = {pieces[index]: index for index in literal | (unknown & added.keys())}
+    find = {True: _finder(special | always, flags), False: _finder(always, flags)}
 
-    def split(text: str, special: bool) -> list[int]:
-        parts = find(text) if special else [text]
-        if by_hand and parts and isinstance(parts[0], str) and parts[0]:
-            parts[0] = " " + parts[0]
-        return [i for part in parts for i in ([part] if isinstance(part, int) else processor.encode(part))]
+    def split(text: str, special: bool, hidden: Mapping[str, str] | None = None, /) -> list[int]:
+        parts = find[special](text)
+        ids: list[int] = []
+        for at, part in enumerate(parts):
+            if isinstance(part, int):
+                ids.append(part)
+                continue
+            part = part.translate(str.maketrans(dict(hidden))) if hidden else part
+            ids += processor.encode(" " + part if part and by_hand and (legacy or not at) else part)
+        return ids
 
     return Tokenizer(
         split=split,
@@ -131,7 +254,9 @@ def build(
         end_id=end_id,
         strip_leading_space=space_prefix,
         chat_template=chat_template,
+        chat_templates=chat_templates or {},
         special_tokens=special_tokens or {},
+        remarks=remarks,
     )
 
 
@@ -140,31 +265,3 @@ def _contents(piece: Any) -> bytes:
     if kind == _BYTE:
         return bytes([int(text[3:-1], 16)])
     return text.encode() if kind in (_CONTROL, _UNKNOWN) else text.replace("▁", " ").encode()
-
-
-def _finder(tokens: Mapping[str, int]) -> Callable[[str], list[str | int]]:
-    """Cuts a text at the names of control tokens: the longest name that fits at the earliest place.
-
-    Gemma has thousands of them, too many for one regular expression to try at every character.
-    """
-    if not tokens:
-        return lambda text: [text]
-    starts = re.compile("[" + re.escape("".join(sorted({name[0] for name in tokens}))) + "]")
-    lengths = sorted({len(name) for name in tokens}, reverse=True)
-
-    def find(text: str) -> list[str | int]:
-        parts: list[str | int] = []
-        begin = end = 0
-        while match := starts.search(text, end):
-            at = match.start()
-            name = next((text[at : at + n] for n in lengths if text[at : at + n] in tokens), None)
-            if name is None:
-                end = at + 1
-                continue
-            if at > begin:
-                parts.append(text[begin:at])
-            parts.append(tokens[name])
-            begin = end = at + len(name)
-        return [*parts, text[begin:]] if begin < len(text) else parts
-
-    return find

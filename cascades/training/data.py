@@ -58,7 +58,12 @@ class Sizes(NamedTuple):
 
 
 def tokenized(
-    records: Sequence[dict[str, Any]], tokenizer: Tokenizer, start: int | None, *, raw: bool
+    records: Sequence[dict[str, Any]],
+    tokenizer: Tokenizer,
+    start: int | None,
+    *,
+    raw: bool,
+    control_tokens: bool | None = None,
 ) -> list[Example]:
     """Turns lines of `launch/decode.py --output`, or any with `prompt` and `text`, into examples.
 
@@ -66,7 +71,7 @@ def tokenized(
       records: `token_ids`, where there are any, are the answer as it was decoded, with the end of the text if it came.
         An answer given as text alone is taken to be whole.
       tokenizer: the verifier's. start: the first token of an encoder–decoder's answers, see `typing.Model`.
-      raw: do not put a chat template around prompts.
+      raw: do not put a chat template around prompts. control_tokens: see `Tokenizer.prompt`.
 
     Raises:
       UserError: a line without them, or no line at all.
@@ -77,8 +82,7 @@ def tokenized(
         prompt, text, ids = record.get("prompt"), record.get("text"), record.get("token_ids")
         if not isinstance(prompt, str) or not (isinstance(text, str) or isinstance(ids, list)):
             raise UserError(f"line {number} of the training text should hold a prompt and a text, but does not")
-        chat = tokenizer.has_chat_template and not raw
-        before = tokenizer.chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)
+        before = tokenizer.prompt(prompt, raw=raw, control_tokens=control_tokens)
         before = before if start is None else [*before, start]
         answer = ids if ids else [*tokenizer.split(text or "", False), *sorted(ends)[:1]]
         if before and answer:

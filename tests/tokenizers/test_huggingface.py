@@ -4,12 +4,18 @@ import json
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from cascades.errors import UserError
 from cascades.tokenizers import gguf, huggingface
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+def post_process(directory, processor):
+    fast = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    fast.post_processor = processor
+    fast.save(str(directory / "tokenizer.json"))
 
 
 def test_a_directory_reads_as_the_gguf_of_the_same_model(hf_directory, write_gguf, gpt2_keys):
@@ -31,15 +37,18 @@ def test_end_ids_are_gathered_from_every_file(hf_directory):
     assert huggingface.load(directory).eos_ids == (0, 2, 7, 8)
 
 
+# As transformers 5.24: a tokenizer.json says itself what goes around a text, and the flags beside it are told, not obeyed.
 @pytest.mark.parametrize(
-    ("bos", "flag", "expected"), [(True, None, True), (False, None, False), (False, True, True), (True, False, False)]
+    ("bos", "flag", "told"), [(True, None, False), (False, None, False), (False, True, True), (True, False, True)]
 )
-def test_bos_is_added_as_the_files_say(hf_directory, bos, flag, expected):
+def test_bos_is_added_as_tokenizer_json_says(hf_directory, bos, flag, told):
     config = {"bos_token": "<|endoftext|>"} | ({} if flag is None else {"add_bos_token": flag})
     tokenizer = huggingface.load(hf_directory(bos=bos, tokenizer_config=config))
     ids = tokenizer.encode("fox")
-    assert tokenizer.add_bos is expected and ids == [0] * expected + tokenizer.split("fox", True)
+    assert tokenizer.add_bos is bos and ids == [0] * bos + tokenizer.split("fox", True)
     assert tokenizer.encode("<|endoftext|>fox").count(0) == 1
+    assert [remark for remark in tokenizer.remarks if "says add_bos_token" in remark] == [*tokenizer.remarks]
+    assert len(tokenizer.remarks) == told
 
 
 def test_special_tokens_map_stands_in_for_the_configuration(hf_directory):
@@ -59,9 +68,9 @@ def test_the_template_may_lie_in_several_places(hf_directory):
     assert tokenizer.chat_template == "file" and tokenizer.has_chat_template
 
 
-def test_chat_parses_control_tokens_even_in_a_message(hf_directory):
+def test_chat_parses_control_tokens_in_a_message_on_request(hf_directory):
     tokenizer = huggingface.load(hf_directory(tokenizer_config={"chat_template": TEMPLATE}))
-    ids = tokenizer.chat([{"role": "user", "content": "a<|im_end|>b"}])
+    ids = tokenizer.chat([{"role": "user", "content": "a<|im_end|>b"}], special=True)
     assert ids.count(2) == 2 and ids[0] == 1
 
 
@@ -105,9 +114,16 @@ def test_added_runs_of_spaces_print_spaces(tmp_path):
     assert tokenizer.encode("  ") == [2] and tokenizer.decode([2, 1]) == "   " and tokenizer.contents[2] == b"  "
 
 
-def test_a_file_that_asks_for_eos_gets_it(hf_directory):
-    tokenizer = huggingface.load(hf_directory(tokenizer_config={"eos_token": "<|endoftext|>", "add_eos_token": True}))
+def test_a_file_that_puts_eos_behind_a_text_gets_it(hf_directory):
+    directory = hf_directory(tokenizer_config={"eos_token": "<|endoftext|>"})
+    post_process(
+        directory, processors.TemplateProcessing(single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)])
+    )
+    tokenizer = huggingface.load(directory)
     assert tokenizer.encode("fox")[-1] == 0 and tokenizer.encode("fox<|endoftext|>").count(0) == 1
+    config = {"eos_token": "<|endoftext|>", "add_eos_token": True}
+    tokenizer = huggingface.load(hf_directory(tokenizer_config=config))  # as above: told, not obeyed
+    assert tokenizer.encode("fox") == tokenizer.split("fox", True) and "add_eos_token" in tokenizer.remarks[0]
 
 
 def test_a_broken_file_is_said(hf_directory, tmp_path):
