@@ -195,7 +195,7 @@ def _and(words: Sequence[str]) -> str:
 def _near(name: str, known: Iterable[str]) -> str:
     """Returns ` (did you mean …?)`, or nothing."""
     lowered = {word.lower(): word for word in known}
-    near = difflib.get_close_matches(name.lower(), lowered)
+    near = difflib.get_close_matches(name.lower(), lowered, cutoff=0.65)
     return f" (did you mean {' or '.join(lowered[word] for word in near)}?)" if near else ""
 
 

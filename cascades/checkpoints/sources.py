@@ -21,10 +21,14 @@ AnyPath = pathlib.Path | epath.Path
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
+    "added_tokens.json",
     "tokenizer.gguf",
     "tokenizer.model",
     "spiece.model",
+    "vocab.json",
+    "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "generation_config.json",
@@ -37,7 +41,7 @@ _FORMS = (
 _SHIPPED = pathlib.Path(__file__).parents[1] / "drafters"
 _HF = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>.+?))?/?$")
 # Of a repository without a named file: what a reader of safetensors and a tokenizer need.
-_HF_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "spiece.model"]
+_HF_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "spiece.model", "merges.txt"]
 _HF_FILES = (".gguf", ".model")
 
 

@@ -113,7 +113,7 @@ def read(directory: pathlib.Path) -> Settings:
         else [config, generation, _File(model.path, text_model)]
     )
     ordered = sorted(named, key=lambda name: _NAMED.index(name) if name in _NAMED else len(_NAMED))
-    sources = {name: _json(directory / name) for name in ("chat_template.json", "processor_config.json")}
+    sources = {name: json_object(directory / name) for name in ("chat_template.json", "processor_config.json")}
     chat = templates.find(directory, {_CONFIG: config.content, **sources})
     chat_templates, remarks = templates.without_empty(chat, str(directory))
     tokenizer_class = config.kind("tokenizer_class", str, "a name")
@@ -141,7 +141,7 @@ class _File:
 
     def __init__(self, path: pathlib.Path, content: Mapping[str, Any] | None = None):
         self.path = path
-        self.content: Mapping[str, Any] = _json(path) if content is None else content
+        self.content: Mapping[str, Any] = json_object(path) if content is None else content
 
     def wrong(self, field: str, expected: str, value: Any) -> UserError:
         return UserError(
@@ -190,7 +190,12 @@ class _File:
         return Added(value["content"], **{"special": False} | flags)
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
+def json_object(path: pathlib.Path) -> dict[str, Any]:
+    """What a JSON file holds, nothing where there is none.
+
+    Raises:
+      UserError: it is no JSON, or no object.
+    """
     if not path.exists():
         return {}
     try:

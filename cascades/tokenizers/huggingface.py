@@ -30,6 +30,7 @@ _DECODERS: dict[str, dict[str, Any]] = {
     "Replace": {"pattern": {"String": "▁"}, "content": " "},
     "Strip": {"content": " ", "start": 1, "stop": 0},
 }
+_SCHEMES = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2"}  # by the classes of transformers
 _MOST_GAPS = 10_000  # ids without a piece
 
 
@@ -43,12 +44,17 @@ def load(directory: pathlib.Path) -> Tokenizer:
       UserError: a file that is broken or says what cannot be followed, or pieces spelled in a way that is not known.
     """
     path = directory / "tokenizer.json"
-    fast, content = _read(path)
-    settings = files.read(directory)
-    spelled, strip_leading_space = _spelling(fast, path)
-    _check(content, settings, path)
-    fast.no_truncation()
-    fast.no_padding()
+    if path.exists():
+        fast, content = _read(path)
+        settings = files.read(directory)
+        spelled, strip_leading_space = _spelling(fast, path)
+        _check(content, settings, path)
+        fast.no_truncation()
+        fast.no_padding()
+    else:
+        settings = files.read(directory)
+        fast = _from_two_files(directory, settings)
+        spelled, strip_leading_space = byte_level.contents, False
     _add(fast, settings, path)
     ids = fast.get_vocab(with_added_tokens=True)
     if max(ids.values(), default=0) >= len(ids) + _MOST_GAPS:
@@ -66,6 +72,9 @@ def load(directory: pathlib.Path) -> Tokenizer:
 
     named = settings.special_tokens
     before, after = _around(fast, path)
+    if not path.exists():
+        flags = (("bos_token", settings.add_bos), ("eos_token", settings.add_eos))
+        before, after = ((ids[named[name]],) if asked and name in named else () for name, asked in flags)
     own = [ids.get(named.get("bos_token", "")), *before, settings.bos_id]
     bos_id = next((index for index in own if index is not None and index < len(pieces)), None)
     remarks = [*settings.remarks]
@@ -73,8 +82,8 @@ def load(directory: pathlib.Path) -> Tokenizer:
         if asked is not None and asked != bool(puts) and (puts or named.get(f"{field}_token")):
             does = f"puts {' '.join(pieces[index] for index in puts)}" if puts else "puts none"
             remarks.append(
-                f"tokenizer_config.json of {directory} says add_{field}_token = {str(asked).lower()}, but tokenizer.json "
-                f"{does} {'before' if field == 'bos' else 'behind'} a text: it is followed, as transformers does"
+                f"tokenizer_config.json of {directory} says add_{field}_token = {str(asked).lower()}, but "
+                f"tokenizer.json {does} {'before' if field == 'bos' else 'behind'} a text and is followed"
             )
     return Tokenizer(
         split=splitter(fast),
@@ -171,6 +180,28 @@ def _read(path: pathlib.Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
         ) from error
 
 
+def _from_two_files(directory: pathlib.Path, settings: files.Settings) -> tokenizers.Tokenizer:
+    """A tokenizer from vocab.json and merges.txt, which do not say how a text is cut into words: the class does."""
+    name = settings.tokenizer_class or {"qwen2": "Qwen2Tokenizer", "gpt2": "GPT2Tokenizer"}.get(
+        settings.model_type or ""
+    )
+    if name not in _SCHEMES or settings.prefix_space:
+        raise UserError(
+            f"{directory} has vocab.json and merges.txt, which are read for {' and '.join(_SCHEMES)} without "
+            f"add_prefix_space, but tokenizer_config.json names {name}: save a tokenizer.json with transformers."
+        )
+    vocab = files.json_object(directory / "vocab.json")
+    pieces = sorted(vocab, key=lambda piece: vocab[piece] if type(vocab[piece]) is int else -1)
+    if [vocab[piece] for piece in pieces] != [*range(len(pieces))]:
+        raise UserError(f"{directory / 'vocab.json'} should number its pieces from 0, each once: fetch it again.")
+    try:
+        lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{directory / 'merges.txt'} should be text, but is not ({error}): fetch it again.") from None
+    merges = [line.rstrip("\r") for line in lines[lines[0].startswith("#version") :] if line.strip()]
+    return byte_level.build(pieces, merges, byte_level.scheme(_SCHEMES[name]), (), ())
+
+
 def _check(content: Mapping[str, Any], settings: files.Settings, path: pathlib.Path) -> None:
     """Refuses fields of tokenizer.json that are not known, are not followed, or that another file contradicts."""
     model = content["model"]
@@ -240,8 +271,8 @@ def _around(fast: tokenizers.Tokenizer, path: pathlib.Path) -> tuple[tuple[int, 
         before, after = tuple(whole.ids[: inside[0]]), tuple(whole.ids[inside[-1] + 1 :])
         if [*before, *ids, *after] != whole.ids:
             raise UserError(
-                f"the post_processor of {path} should put special tokens around a text and leave it as it is, but makes "
-                f"{whole.tokens!r:.80} of {probe!r}: use another copy of the model."
+                f"the post_processor of {path} should put special tokens around a text and leave it as it is, but "
+                f"makes {whole.tokens!r:.80} of {probe!r}: use another copy of the model."
             )
         return before, after
     return tuple(fast.encode("").ids), ()

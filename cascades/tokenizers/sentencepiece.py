@@ -32,8 +32,8 @@ _SENTINELS, _MOST_SENTINELS = 100, 10_000
 _T5_TYPES = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
 # Those of transformers that number pieces as their .model file does.
 _CLASSES = (
-    None, "CodeLlamaTokenizer", "GemmaTokenizer", "LlamaTokenizer", "MT5Tokenizer", "PreTrainedTokenizer", "T5Tokenizer",
-    "TokenizersBackend",
+    None, "CodeLlamaTokenizer", "GemmaTokenizer", "LlamaTokenizer", "MT5Tokenizer", "PreTrainedTokenizer",
+    "T5Tokenizer", "TokenizersBackend",
 )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def load(path: pathlib.Path, room: int | None = None) -> Tokenizer:
     settings = files.read(path.parent)
     if settings.tokenizer_class not in _CLASSES:
         raise UserError(
-            f"{path} is read by {settings.tokenizer_class} in transformers, which numbers its pieces in a way of its own: "
+            f"{path} is read by {settings.tokenizer_class} in transformers, which may number its pieces in its own way: "
             "use a directory with the model's tokenizer.json instead."
         )
     spec = proto.trainer_spec

@@ -37,7 +37,7 @@ def test_end_ids_are_gathered_from_every_file(hf_directory):
     assert huggingface.load(directory).eos_ids == (0, 2, 7, 8)
 
 
-# As transformers 5.24: a tokenizer.json says itself what goes around a text, and the flags beside it are told, not obeyed.
+# As transformers 5.24: a tokenizer.json says what goes around a text, and the flags beside it are told, not obeyed.
 @pytest.mark.parametrize(
     ("bos", "flag", "told"), [(True, None, False), (False, None, False), (False, True, True), (True, False, True)]
 )
