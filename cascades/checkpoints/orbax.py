@@ -122,6 +122,29 @@ def copy_tokenizer(source: pathlib.Path, target: AnyPath) -> None:
         for name in names:
             if (folder / name).exists():
                 (target / name).write_bytes((folder / name).read_bytes())
+        if folder == source:
+            _copy_ends(folder, target)
+            for path in folder.glob("additional_chat_templates/*.jinja"):
+                (target / path.parent.name).mkdir(exist_ok=True)
+                (target / path.parent.name / path.name).write_bytes(path.read_bytes())
+
+
+def _copy_ends(source: pathlib.Path, target: AnyPath) -> None:
+    """Keeps the ends of a turn that config.json alone knows, which does not go along, in generation_config.json."""
+    known: list[dict[str, Any]] = []
+    for name in ("config.json", "generation_config.json"):
+        try:
+            content = json.loads((source / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            content = {}  # whoever reads it will say what is wrong
+        known.append(content if isinstance(content, dict) else {})
+    config, generation = known
+    lists = [each if isinstance(each, list) else [each] for each in (file.get("eos_token_id") for file in known)]
+    ends = [token for tokens in lists for token in tokens if type(token) is int]
+    begins = {"bos_token_id": config[name] for name in ("bos_token_id",) if type(config.get(name)) is int}
+    if {*ends} - {each for each in lists[1] if type(each) is int} or begins.keys() - generation.keys():
+        content = begins | generation | {"eos_token_id": list(dict.fromkeys(ends))}
+        (target / "generation_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def writable(directory: str | os.PathLike) -> AnyPath:

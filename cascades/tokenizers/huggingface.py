@@ -182,9 +182,7 @@ def _read(path: pathlib.Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
 
 def _from_two_files(directory: pathlib.Path, settings: files.Settings) -> tokenizers.Tokenizer:
     """A tokenizer from vocab.json and merges.txt, which do not say how a text is cut into words: the class does."""
-    name = settings.tokenizer_class or {"qwen2": "Qwen2Tokenizer", "gpt2": "GPT2Tokenizer"}.get(
-        settings.model_type or ""
-    )
+    name = settings.tokenizer_class or ("Qwen2Tokenizer" if settings.model_type == "qwen2" else None)
     if name not in _SCHEMES or settings.prefix_space:
         raise UserError(
             f"{directory} has vocab.json and merges.txt, which are read for {' and '.join(_SCHEMES)} without "

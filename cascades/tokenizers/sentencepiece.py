@@ -59,7 +59,7 @@ def load(path: pathlib.Path, room: int | None = None) -> Tokenizer:
     settings = files.read(path.parent)
     if settings.tokenizer_class not in _CLASSES:
         raise UserError(
-            f"{path} is read by {settings.tokenizer_class} in transformers, which may number its pieces in its own way: "
+            f"{path} is read by {settings.tokenizer_class} in transformers, which may number its pieces anew: "
             "use a directory with the model's tokenizer.json instead."
         )
     spec = proto.trainer_spec
