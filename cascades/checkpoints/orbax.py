@@ -141,7 +141,7 @@ def _copy_ends(source: pathlib.Path, target: AnyPath) -> None:
     config, generation = known
     lists = [each if isinstance(each, list) else [each] for each in (file.get("eos_token_id") for file in known)]
     ends = [token for tokens in lists for token in tokens if type(token) is int]
-    begins = {"bos_token_id": config[name] for name in ("bos_token_id",) if type(config.get(name)) is int}
+    begins = {name: token for name, token in config.items() if name == "bos_token_id" and type(token) is int}
     if {*ends} - {each for each in lists[1] if type(each) is int} or begins.keys() - generation.keys():
         content = begins | generation | {"eos_token_id": list(dict.fromkeys(ends))}
         (target / "generation_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

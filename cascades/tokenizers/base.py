@@ -164,14 +164,12 @@ class Tokenizer:
                 "chat messages need a model with a chat template, and this tokenizer has none: "
                 "pass plain text instead, or use the instruction-tuned version of the model."
             )
-        ids = self.split(_valid(chat.render(self.chat_template, messages, self.special_tokens)), True)
-        if not special:
+        if special:
+            ids = self.split(_valid(chat.render(self.chat_template, messages, self.special_tokens)), True)
+        else:
             names = [self.pieces[token] for token in self.control]
             text, hidden = chat.guarded(self.chat_template, messages, self.special_tokens, names)
-            plain = self.split(_valid(text), True, hidden)
-            # The same but where a message names control tokens; the ids of the whole text are the reference's.
-            if [token for token in plain if token in self.control] != [token for token in ids if token in self.control]:
-                ids = plain
+            ids = self.split(_valid(text), True, hidden)
         return self._begun(ids, written=True)
 
     def prompt(self, text: str, *, raw: bool = False, control_tokens: bool | None = None) -> list[int]:

@@ -138,20 +138,29 @@ def splitter(fast: tokenizers.Tokenizer) -> Split:
         empty.add_tokens([token for _, token in sorted(fast.get_added_tokens_decoder().items())])
         return empty
 
+    def places(text: str) -> list[tuple[int, int, int]]:
+        """Ids of control tokens, and where they stand. Others that are found with them are a part of the text."""
+        found = cutter().encode(text, add_special_tokens=False)
+        pairs = zip(found.tokens, found.offsets, strict=True)
+        return [(ids[name], begin, end) for name, (begin, end) in pairs if name in ids]
+
     def split(text: str, special: bool, hidden: Mapping[str, str] | None = None, /) -> list[int]:
-        if hidden is None:
+        if hidden is None or not special:
+            text = text.translate(str.maketrans(dict(hidden or {})))
             return (fast if special else plain()).encode(text, add_special_tokens=False).ids
-        names = cutter().encode(text, add_special_tokens=False) if special else None
-        places = [] if names is None else zip(names.tokens, names.offsets, strict=True)
-        table, found, at = str.maketrans(dict(hidden)), [], 0
-        for name, (begin, end) in [*places, ("", (len(text), len(text)))]:
-            if name and name not in ids:
-                continue  # it prints, and is a part of the text
-            if part := text[at:begin].translate(table):
-                found += (inside() if at else plain()).encode(part, add_special_tokens=False).ids
-            found += [ids[name]] if name else []
+        table, wanted = str.maketrans(dict(hidden)), places(text)
+        whole = text.translate(table)
+        if [token for token, _, _ in places(whole)] == [token for token, _, _ in wanted]:
+            return fast.encode(whole, add_special_tokens=False).ids
+        found, at = [], 0
+        for token, begin, end in wanted:
+            found += between(text[at:begin].translate(table), at)
+            found.append(token)
             at = end
-        return found
+        return found + between(text[at:].translate(table), at)
+
+    def between(text: str, at: int) -> list[int]:
+        return (inside() if at else plain()).encode(text, add_special_tokens=False).ids if text else []
 
     return split
 
@@ -260,20 +269,20 @@ def _add(fast: tokenizers.Tokenizer, settings: files.Settings, path: pathlib.Pat
 
 
 def _around(fast: tokenizers.Tokenizer, path: pathlib.Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the file itself puts before and behind a text."""
+    """What the file itself puts before and behind a text, told from a few texts."""
+    found = None
     for probe in ("a", "0", "Ġ", "."):
-        whole, ids = fast.encode(probe), fast.encode(probe, add_special_tokens=False).ids
-        inside = [place for place, sequence in enumerate(whole.sequence_ids) if sequence is not None]
-        if not inside:
-            continue
-        before, after = tuple(whole.ids[: inside[0]]), tuple(whole.ids[inside[-1] + 1 :])
-        if [*before, *ids, *after] != whole.ids:
-            raise UserError(
-                f"the post_processor of {path} should put special tokens around a text and leave it as it is, but "
-                f"makes {whole.tokens!r:.80} of {probe!r}: use another copy of the model."
-            )
-        return before, after
-    return tuple(fast.encode("").ids), ()
+        whole, ids = fast.encode(probe).ids, fast.encode(probe, add_special_tokens=False).ids
+        places = [at for at in range(len(whole) - len(ids) + 1) if whole[at : at + len(ids)] == ids]
+        fits = [(tuple(whole[:at]), tuple(whole[at + len(ids) :])) for at in places]
+        if ids:
+            found = fits if found is None else [each for each in found if each in fits]
+    if found == []:
+        raise UserError(
+            f"{path} should put special tokens around a text and leave it as it is, but its post_processor "
+            "does otherwise: use another copy of the model."
+        )
+    return found[0] if found else (tuple(fast.encode("").ids), ())
 
 
 def _spelling(fast: tokenizers.Tokenizer, path: pathlib.Path) -> tuple[Callable[[str], bytes], bool]:
