@@ -173,12 +173,13 @@ class _File:
     def token(self, field: str, value: Any) -> Added:
         """A special token: its text, or an object with its text and flags."""
         if isinstance(value, str):
-            return Added(value, special=True)
+            value = {"content": value}
         return self.described(field, {**value, "special": True} if isinstance(value, Mapping) else value)
 
     def described(self, field: str, value: Any) -> Added:
         """A token that is described by an object."""
-        if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
+        content = value.get("content") if isinstance(value, Mapping) else None
+        if not isinstance(content, str) or any("\ud800" <= each <= "\udfff" for each in content):
             raise self.wrong(field, "a token with its content", value)
         flags = {flag: value[flag] for flag in _FLAGS if value.get(flag) is not None}
         if not all(isinstance(flag, bool) for flag in flags.values()):

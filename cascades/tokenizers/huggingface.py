@@ -1,10 +1,11 @@
 """Directories with a Hugging Face `tokenizer.json`, or with GPT-2's two files in its place."""
 
+import contextlib
 import functools
 import json
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tokenizers
@@ -55,7 +56,9 @@ def load(directory: pathlib.Path) -> Tokenizer:
         settings = files.read(directory)
         fast = _from_two_files(directory, settings)
         spelled, strip_leading_space = byte_level.contents, False
-    _add(fast, settings, path)
+    with _readable(path):
+        _add(fast, settings, path)
+        before, after = _around(fast, path)
     ids = fast.get_vocab(with_added_tokens=True)
     if max(ids.values(), default=0) >= len(ids) + _MOST_GAPS:
         raise UserError(f"{path} should number its {len(ids)} tokens from 0, but has an id {max(ids.values())}.")
@@ -71,10 +74,14 @@ def load(directory: pathlib.Path) -> Tokenizer:
     control = frozenset(index for index in special if not _SENTINEL.fullmatch(pieces[index]))
 
     named = settings.special_tokens
-    before, after = _around(fast, path)
     if not path.exists():
         flags = (("bos_token", settings.add_bos), ("eos_token", settings.add_eos))
         before, after = ((ids[named[name]],) if asked and name in named else () for name, asked in flags)
+    if behind := [index for index in (*before, *after) if index >= len(pieces)]:
+        raise UserError(
+            f"the post_processor of {path} puts the token {behind[0]} around a text, but there are only {len(pieces)}: "
+            "fetch it again."
+        )
     own = [ids.get(named.get("bos_token", "")), *before, settings.bos_id]
     bos_id = next((index for index in own if index is not None and index < len(pieces)), None)
     remarks = [*settings.remarks]
@@ -179,11 +186,25 @@ def _without(content: str, names: Mapping[str, int]) -> str:
 
 def _read(path: pathlib.Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """tokenizer.json as the package `tokenizers` reads it, and as it stands there."""
+    with _readable(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        model = content.get("model") if isinstance(content, dict) else None
+        # The package panics at a prefix that is longer than a piece, which prints more than a sentence.
+        if isinstance(model, dict) and model.get("type") == "BPE" and model.get("continuing_subword_prefix"):
+            raise UserError(
+                f"{path} sets 'model.continuing_subword_prefix', which is not followed: use another copy of the model."
+            )
+        return tokenizers.Tokenizer.from_file(str(path)), content
+
+
+@contextlib.contextmanager
+def _readable(path: pathlib.Path) -> Iterator[None]:
+    """Turns what the package `tokenizers` raises into a sentence: bare Exception, and panics, which are not even that."""
     try:
-        return tokenizers.Tokenizer.from_file(str(path)), json.loads(path.read_text(encoding="utf-8"))
-    except BaseException as error:  # tokenizers raises bare Exception, and panics that are not even that
-        if isinstance(error, KeyboardInterrupt | MemoryError):
-            raise
+        yield
+    except (UserError, KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:
         raise UserError(
             f"{path} should be a Hugging Face tokenizer, but cannot be read ({error}): fetch it again."
         ) from error
@@ -217,6 +238,13 @@ def _check(content: Mapping[str, Any], settings: files.Settings, path: pathlib.P
     if odd:
         name = next(iter(odd))
         raise UserError(f"{path} sets {name!r:.80} to {odd[name]!r:.60}, which is not followed: use another copy.")
+    processor = content.get("post_processor") or {}
+    for step in (processor, *processor.get("processors", ())):
+        used = {piece["SpecialToken"]["id"] for piece in step.get("single", ()) if "SpecialToken" in piece}
+        if used - {*step.get("special_tokens", ())}:
+            raise UserError(
+                f"the post_processor of {path} should give ids of all its tokens, but does not: fetch it again."
+            )
     if settings.prefix_space is not None and settings.prefix_space != _puts_space(content):
         asked, does = ("a", "none") if settings.prefix_space else ("no", "one")
         raise UserError(
