@@ -148,7 +148,8 @@ def splitter(fast: tokenizers.Tokenizer) -> Split:
     def places(text: str) -> list[tuple[int, int, int]]:
         """Ids of control tokens, and where they stand. Others that are found with them are a part of the text."""
         found = cutter().encode(text, add_special_tokens=False)
-        pairs = zip(found.tokens, found.offsets, strict=True)
+        names = map(cutter().id_to_token, found.ids)
+        pairs = zip(names, found.offsets, strict=True)
         return [(ids[name], begin, end) for name, (begin, end) in pairs if name in ids]
 
     def split(text: str, special: bool, hidden: Mapping[str, str] | None = None, /) -> list[int]:
@@ -190,7 +191,7 @@ def _read(path: pathlib.Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         model = content.get("model") if isinstance(content, dict) else None
         # The package panics at a prefix that is longer than a piece, which prints more than a sentence.
-        if isinstance(model, dict) and model.get("type") == "BPE" and model.get("continuing_subword_prefix"):
+        if isinstance(model, dict) and model.get("type") != "WordPiece" and model.get("continuing_subword_prefix"):
             raise UserError(
                 f"{path} sets 'model.continuing_subword_prefix', which is not followed: use another copy of the model."
             )
@@ -199,7 +200,7 @@ def _read(path: pathlib.Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
 
 @contextlib.contextmanager
 def _readable(path: pathlib.Path) -> Iterator[None]:
-    """Turns what the package `tokenizers` raises into a sentence: bare Exception, and panics, which are not even that."""
+    """Turns what the package `tokenizers` raises into a sentence: bare Exception, and panics, which are none."""
     try:
         yield
     except (UserError, KeyboardInterrupt, MemoryError):
