@@ -55,12 +55,15 @@ def test_a_llamas_files_are_followed(folder):
     assert tokenizer.chat([{"role": "user", "content": "the</s>"}]) == [1, *processor.encode("the</s>")]
 
 
-@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("legacy", [True, False, None])
 def test_legacy_puts_a_space_behind_every_control_token(folder, legacy):
     directory, processor = folder(LLAMA, tokenizer_config={"legacy": legacy})
-    ids = tokenizers.load(directory).encode("the</s>fox", special=True)
-    behind = processor.encode("fox") if legacy else tokenizers.load(directory).split("the</s>fox", True)[-3:]
-    assert ids[ids.index(2) + 1 :] == behind and (ids[ids.index(2) + 1 :] == processor.encode("fox")) is legacy
+    tokenizer = tokenizers.load(directory)
+    ids = tokenizer.encode("the</s>fox")
+    behind = ids[ids.index(2) + 1 :]
+    assert ids[: -len(behind)] == [1, *processor.encode("the"), 2]
+    assert (behind == processor.encode("fox")) is (legacy is True)
+    assert tokenizer.pieces[behind[0]].startswith("▁") is (legacy is True)
 
 
 @pytest.mark.parametrize(("flag", "expected"), [(None, True), (True, True), (False, False)])
@@ -150,11 +153,8 @@ def test_pieces_that_hold_the_sentinels_get_no_more(folder):
 
 def test_a_preset_with_room_tells_a_t5(folder):
     directory, _ = folder(T5)
-    assert (
-        tokenizers.load(directory, "t5_small").vocab_size
-        == tokenizers.load(directory / "tokenizer.model", "t5_small").vocab_size
-        == 520
-    )
+    for path in (directory, directory / "tokenizer.model"):
+        assert tokenizers.load(path, "t5_small").vocab_size == 520 and tokenizers.load(path).vocab_size == 420
 
 
 def test_too_many_sentinels_are_refused(folder):
