@@ -226,7 +226,8 @@ def _named(file: _File) -> dict[str, Added]:
     extra = file.content.get("extra_special_tokens")
     found |= dict(more) | (dict(extra) if isinstance(extra, Mapping) else {})
     # add_bos_token and the like are no tokens.
-    return {name: file.token(name, value) for name, value in found.items() if not isinstance(value, bool | None)}
+    given = {name: value for name, value in found.items() if not isinstance(value, bool | None)}
+    return {name: file.token(name, value) for name, value in given.items() if not name.startswith("add_")}
 
 
 def _listed(file: _File) -> list[Added]:

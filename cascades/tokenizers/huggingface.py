@@ -189,6 +189,8 @@ def _read(path: pathlib.Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """tokenizer.json as the package `tokenizers` reads it, and as it stands there."""
     with _readable(path):
         content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and (odd := sorted(content.keys() - {*_FIELDS})):
+            raise UserError(f"{path} sets {odd[0]!r:.80}, which is not known: use another copy of the model.")
         model = content.get("model") if isinstance(content, dict) else None
         # The package panics at a prefix that is longer than a piece, which prints more than a sentence.
         if isinstance(model, dict) and model.get("type") != "WordPiece" and model.get("continuing_subword_prefix"):
@@ -234,8 +236,7 @@ def _from_two_files(directory: pathlib.Path, settings: files.Settings) -> tokeni
 def _check(content: Mapping[str, Any], settings: files.Settings, path: pathlib.Path) -> None:
     """Refuses fields of tokenizer.json that are not known, are not followed, or that another file contradicts."""
     model = content["model"]
-    odd = {name: content[name] for name in sorted(content.keys() - {*_FIELDS}) if content[name]}
-    odd |= {f"model.{name}": model[name] for name in _NO_MODEL_FIELDS if model.get(name)}
+    odd = {f"model.{name}": model[name] for name in _NO_MODEL_FIELDS if model.get(name)}
     if odd:
         name = next(iter(odd))
         raise UserError(f"{path} sets {name!r:.80} to {odd[name]!r:.60}, which is not followed: use another copy.")
