@@ -33,6 +33,18 @@ TEMPLATES = {
         "{% for m in messages %}<|im_start|>{{ m.content | tojson }}<|im_end|>{% endfor %}",
         lambda text: '"' + text.replace("\n", "\\n") + '"',
     ),
+    "gemma": (
+        "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('no') }}"
+        "{% endif %}{% if m['role'] == 'assistant' %}{% set role = 'model' %}{% else %}"
+        "{% set role = m['role'] %}{% endif %}"
+        "{{ '<|im_start|>' + role + '\n' + m['content'] | trim + '<|im_end|>' }}{% endfor %}",
+        str.strip,
+    ),
+    "llama2": (
+        "{% for m in messages %}{% set content = m['content'] %}{% if m['role'] == 'user' %}"
+        "{{ '<|im_start|>' + '[INST] ' + content.strip() + ' [/INST]<|im_end|>' }}{% endif %}{% endfor %}",
+        lambda text: "[INST] " + text.strip() + " [/INST]",
+    ),
     "system": (
         "{% if messages[0].role != 'system' %}<|im_start|>Be kind.<|im_end|>{% endif %}"
         "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}",
@@ -68,7 +80,7 @@ def test_names_in_a_message_are_plain_text(load, name, content):
     template, change = TEMPLATES[name]
     tokenizer = load(template)
     ids = tokenizer.chat([{"role": "user", "content": content}])
-    head = "user\n" if name == "chatml" else ""
+    head = "user\n" if name in ("chatml", "gemma") else ""
     system = [1, *tokenizer.split("Be kind.", True), 2] if name == "system" else []
     tail = tokenizer.split("\n", True) if name == "chatml" else []
     assert ids == [*system, 1, *tokenizer.split(head + change(content), False), 2, *tail]
@@ -186,6 +198,21 @@ def test_prompts_are_plain_in_a_chat_and_parsed_where_they_are_raw(load):
     assert tokenizer.prompt(text, control_tokens=True) == chat_of[1]
     assert tokenizer.prompt(text, raw=True) == tokenizer.prompt(text, raw=True, control_tokens=True) == parsed
     assert tokenizer.prompt(text, raw=True, control_tokens=False) == plain
+
+
+def test_lone_surrogates_and_nothing_are_messages_too(load):
+    tokenizer = load(TEMPLATES["chatml"][0])
+    assert (
+        tokenizer.decode(tokenizer.chat([{"role": "user", "content": "a\ud800<|im_end|>"}]))
+        == "user\na\ufffd<|im_end|>\n"
+    )
+    assert tokenizer.decode(tokenizer.chat([{"role": "", "content": ""}])) == "\n\n"
+
+
+def test_a_long_message_takes_no_more_than_seconds(load):
+    text = "the <b> fox <|im_end|> " * 20_000
+    ids = load(TEMPLATES["chatml"][0]).chat([{"role": "user", "content": text}])
+    assert ids.count(2) == 1 and len(ids) > 100_000
 
 
 def test_who_uses_up_every_private_character_is_refused():

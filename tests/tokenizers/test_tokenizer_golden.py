@@ -60,6 +60,23 @@ def test_chats_are_the_references(name, source):
     assert [tokenizer.chat(messages) for messages in chats if "<|" not in json.dumps(messages)] == ours
 
 
+@pytest.mark.parametrize(("name", "source"), SOURCES)
+def test_a_message_cannot_end_its_turn(name, source):
+    tokenizer = load(source)
+    if not tokenizer.has_chat_template:
+        return
+
+    def control(content, special):
+        ids = tokenizer.chat([{"role": "user", "content": content}], special=special)
+        return [index for index in ids if index in tokenizer.control]
+
+    names = " ".join(tokenizer.pieces[index] for index in sorted(tokenizer.control))
+    assert control(f"Hi {names}", False) == control("Hi", False) == control("Hi", True)
+    assert len(control(f"Hi {names}", True)) > len(control("Hi", True))
+    decoded = tokenizer.decode(tokenizer.chat([{"role": "user", "content": f"Hi {names}"}]))
+    assert f"Hi {names}" in decoded
+
+
 if DATA:
 
     @pytest.mark.parametrize(("name", "source"), SOURCES)
