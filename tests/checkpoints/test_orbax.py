@@ -77,6 +77,31 @@ def test_a_directorys_tokenizer_goes_along(build, tmp_path):
     assert names == {"params", "cascades.json", "tokenizer.json", "chat_template.jinja"}
 
 
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ({"eos_token_id": 7, "bos_token_id": 1}, None, {"eos_token_id": [7], "bos_token_id": 1}),
+        ({"eos_token_id": [7, 8]}, {"eos_token_id": 9, "top_k": 3}, {"eos_token_id": [7, 8, 9], "top_k": 3}),
+        ({"eos_token_id": 7}, {"eos_token_id": [9, 7]}, {"eos_token_id": [9, 7]}),
+        ({"eos_token_id": "7"}, None, None),
+        ([7], {"eos_token_id": 9}, {"eos_token_id": 9}),
+    ],
+)
+def test_ends_that_config_json_alone_knows_go_along(tmp_path, config, generation, expected):
+    source, target = tmp_path / "hf", tmp_path / "ours"
+    (source / "additional_chat_templates").mkdir(parents=True)
+    target.mkdir()
+    (source / "additional_chat_templates" / "rag.jinja").write_text("x")
+    (source / "tokenizer.json").write_text("{}")
+    (source / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (source / "generation_config.json").write_text(json.dumps(generation))
+    orbax.copy_tokenizer(source, target)
+    written = target / "generation_config.json"
+    assert (json.loads(written.read_text()) if written.exists() else None) == expected
+    assert (target / "additional_chat_templates" / "rag.jinja").read_text() == "x"
+
+
 def test_a_tokenizer_beside_a_released_gemma(build, tmp_path):
     (tmp_path / "released" / "2b").mkdir(parents=True)
     (tmp_path / "released" / "tokenizer.model").write_bytes(b"pieces")
