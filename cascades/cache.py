@@ -62,7 +62,7 @@ def quantized(new: Float[Array, "b g s h"]) -> Int8Buffer:
     """Returns keys or values in int8, with a scale for each token and head: its largest absolute value over 127."""
     wide = new.astype(jnp.float32)
     scale = jnp.max(jnp.abs(wide), axis=-1) / 127
-    scale = jnp.where(scale > 0, scale, 1.0)
+    scale = jnp.where(scale == 0, 1.0, scale)  # NaN stays NaN: int8 cannot hold it
     return Int8Buffer(jnp.round(wide / scale[..., None]).astype(jnp.int8), scale)
 
 
@@ -99,6 +99,22 @@ def fill(buffer: Buffer, new: Float[Array, "b g s h"]) -> Buffer:
 def rewind(cache, length: Int[Array, " b"]):
     """Returns the cache cut to `length` tokens a row: nothing moves, entries behind are overwritten later."""
     return cache._replace(length=length)
+
+
+def scrub(cache):
+    """Returns the cache with zeros behind every row's length.
+
+    What lies there is never attended to, yet a weight of 0 times NaN is NaN: a token that the model cannot score must
+    leave nothing behind once it is taken back. Of any cache whose buffers are `[b, _, t, …]`.
+    """
+
+    def clean(buffer):
+        if buffer.ndim < 3 or not jnp.issubdtype(buffer.dtype, jnp.floating):
+            return buffer
+        live = jnp.arange(buffer.shape[2], dtype=jnp.int32)[None, :] < cache.length[:, None]
+        return jnp.where(jnp.expand_dims(live, (1, *range(3, buffer.ndim))), buffer, 0)
+
+    return jax.tree.map(clean, cache)
 
 
 def insert(cache: KVCache, row: KVCache, slot: Int[Array, ""]) -> KVCache:

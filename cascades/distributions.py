@@ -13,13 +13,16 @@ from jax import lax
 
 from cascades.typing import Array, Bool, Float, Int, Key
 
+COLDEST = 1e-6
+"""Temperatures below it are greedy: no two float32 logits of a usual size are so near that it could tell them apart."""
+_HOTTEST = 1e20  # a token that is masked by a large negative logit stays so at every temperature
 _ONE = 0x3F800000  # the bits of 1.0f: floats in [0, 1] are ordered as their bits are
 
 
 class Sampling(NamedTuple):
     """How a row is sampled; every field has the shape of the leading axes of the logits.
 
-    temperature: 0 is greedy. top_k: int32, 0 is off. top_p: 1 is off. min_p: 0 is off.
+    temperature: 0, and all below `COLDEST`, is greedy. top_k: int32, 0 is off. top_p: 1 is off. min_p: 0 is off.
     """
 
     temperature: Float[Array, "*b"]
@@ -38,19 +41,35 @@ class Purpose(IntEnum):
 
 def softmax(logits: Float[Array, "*b v"]) -> Float[Array, "*b v"]:
     """Returns the raw distribution (temperature 1, nothing cut off)."""
-    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    _, weights, total = _exponentials(logits)
+    return weights / total
+
+
+def log_normalizer(logits: Float[Array, "*b v"]) -> Float[Array, "*b"]:
+    """Returns log sum exp: a token's logit less it is its log-probability, however small that is.
+
+    It is not finite exactly where the logits are those of no distribution: one is NaN or infinite, or all are -inf. Of
+    the same steps as `softmax`, so that beside it this costs nothing.
+    """
+    top, _, total = _exponentials(logits)
+    return (top + jnp.log(total))[..., 0]
+
+
+def greedy(sampling: Sampling) -> Bool[Array, "*b"]:
+    """Returns which rows take the first largest logit."""
+    return sampling.temperature < COLDEST
 
 
 def scaled(logits: Float[Array, "*b v"], sampling: Sampling) -> Float[Array, "*b v"]:
     """Returns the distribution that is sampled: temperature, then top-k, top-p of what is left, min-p.
 
-    At temperature 0 it is one-hot at the first largest logit. A cut keeps every token that ties with the last one
+    A greedy row's is one-hot at the first largest logit. A cut keeps every token that ties with the last one
     kept, so the result does not depend on the order of the vocabulary. What no row asks for is not computed.
     """
     logits = logits.astype(jnp.float32)
-    greedy = sampling.temperature <= 0
+    cold = greedy(sampling)
     cut = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
-    cut &= ~greedy
+    cut &= ~cold
 
     def one_hot(logits: Array) -> Array:
         return (_iota(logits) == argmax(logits)[..., None]).astype(jnp.float32)
@@ -59,12 +78,14 @@ def scaled(logits: Float[Array, "*b v"], sampling: Sampling) -> Float[Array, "*b
         return jnp.where(cut[..., None], _truncate(probs, sampling), probs)
 
     def sampled(logits: Array) -> Array:
-        temperature = jnp.where(greedy, 1.0, sampling.temperature)
-        probs = softmax(logits / temperature[..., None])
+        temperature = jnp.where(cold, 1.0, jnp.minimum(sampling.temperature, _HOTTEST))
+        # The largest is taken off first: it stays 0 whatever it is divided by, so that nothing overflows to NaN.
+        weights = jnp.exp((logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature[..., None])
+        probs = weights / jnp.sum(weights, axis=-1, keepdims=True)
         probs = lax.cond(jnp.any(cut), truncated, lambda probs: probs, probs)
-        return jnp.where(greedy[..., None], one_hot(logits), probs)
+        return jnp.where(cold[..., None], one_hot(logits), probs)
 
-    return lax.cond(jnp.all(greedy), one_hot, sampled, logits)
+    return lax.cond(jnp.all(cold), one_hot, sampled, logits)
 
 
 def argmax(values: Float[Array, "*b v"]) -> Int[Array, "*b"]:
@@ -119,8 +140,16 @@ def pick(probs: Float[Array, "*b v"], noise: Float[Array, "*b v"]) -> Int[Array,
 
 def draw(probs: Float[Array, "*b v"], keys: Key[Array, "*b"]) -> Int[Array, "*b"]:
     """Returns `pick` with Gumbel noise of `keys`, which is not drawn where every row has one possible token only."""
-    certain = jnp.all(jnp.sum((probs > 0).astype(jnp.int32), axis=-1) == 1)
+    certain = jnp.all(jnp.sum((probs > 0).astype(jnp.int32), axis=-1) <= 1)  # 0 of a row that is NaN, and ends
     return lax.cond(certain, argmax, lambda probs: pick(probs, gumbel(keys, probs.shape[-1])), probs)
+
+
+def _exponentials(logits: Float[Array, "*b v"]) -> tuple[Array, Array, Array]:
+    """The largest logit, exp of how far all lie below it, and their sum; the first and the last with an axis of 1."""
+    logits = logits.astype(jnp.float32)
+    top = lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.exp(logits - top)
+    return top, weights, jnp.sum(weights, axis=-1, keepdims=True)
 
 
 def _truncate(probs: Float[Array, "*b v"], sampling: Sampling) -> Float[Array, "*b v"]:

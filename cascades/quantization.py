@@ -50,7 +50,7 @@ class Int8:
         if self.activations:
             wide = rows.astype(jnp.float32)
             step = jnp.max(jnp.abs(wide), axis=1, keepdims=True) / _LARGEST
-            step = jnp.where(step > 0, step, 1.0)
+            step = jnp.where(step == 0, 1.0, step)  # NaN stays NaN: int8 cannot hold it
             rows = jnp.round(wide / step).astype(jnp.int8)
             y = step * lax.dot_general(rows, kernel, form, preferred_element_type=jnp.int32).astype(jnp.float32)
         else:
@@ -85,8 +85,9 @@ def pack(path: tuple[str, ...], leaf: Any, *, activations: bool = False) -> Any:
     xp = np if isinstance(leaf, np.ndarray) else jnp
     wide = leaf.astype(np.float32)
     scale = xp.max(xp.abs(wide), axis=axes) / np.float32(_LARGEST)
-    scale = xp.where(scale > 0, scale, np.float32(1.0)).astype(np.float32)
-    values = xp.round(wide / scale.reshape(*scale.shape, *(1,) * inner)).astype(np.int8)
+    scale = xp.where(scale == 0, np.float32(1.0), scale).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # a channel that holds NaN or infinity: its scale says so
+        values = xp.round(wide / scale.reshape(*scale.shape, *(1,) * inner)).astype(np.int8)
     return Int8(values, scale, jnp.dtype(leaf.dtype), activations)
 
 

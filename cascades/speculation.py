@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from cascades.distributions import Sampling, at, draw, scaled, softmax, total_variation, uniform
+from cascades.distributions import Sampling, at, draw, greedy, log_normalizer, scaled, softmax, total_variation, uniform
 from cascades.rules import Pair, Rule
 from cascades.typing import Array, Bool, Float, Int, Key
 
@@ -26,6 +26,7 @@ class Block(NamedTuple):
       row it is that of temperature 1: how close the two models were, where the bare outcome is 0 or 1.
     defer: `[b, k]`, the rule's share for the verifier.
     log_p: `[b, k + 1]`, the verifier's raw log-probability of each draft; of `token` at the last index.
+    failed: `[b]`, the verifier's logits behind the accepted drafts are no distribution: there is no `token`.
     """
 
     accepted: Int[Array, " b"]
@@ -34,12 +35,14 @@ class Block(NamedTuple):
     expected: Float[Array, "b k"]
     defer: Float[Array, "b k"]
     log_p: Float[Array, "b m"]
+    failed: Bool[Array, " b"]
 
 
 def empty_block(batch: int, k: int) -> Block:
     """Returns a block of `k` positions in which nothing was decided."""
     row, wide = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, k), jnp.float32)
-    return Block(row, row, jnp.zeros((batch, k), bool), wide, wide, jnp.zeros((batch, k + 1), jnp.float32))
+    none, log_p = jnp.zeros((batch,), bool), jnp.zeros((batch, k + 1), jnp.float32)
+    return Block(row, row, jnp.zeros((batch, k), bool), wide, wide, log_p, none)
 
 
 class Keys(NamedTuple):
@@ -80,8 +83,12 @@ def judge(
     sampling: Sampling,
     coupling: Coupling,
     bonus: Bonus,
+    scored: Bool[Array, " b"] | None = None,
 ) -> Block:
     """Decides a block.
+
+    A draft at which the verifier's logits are NaN, infinite or all -inf is not kept, and the row has `failed` there;
+    the other rows do not notice. The drafter's are all finite, or -inf for some tokens.
 
     Args:
       drafts: int32 `[b, k]`; behind `lengths[b]` they are padding.
@@ -93,6 +100,8 @@ def judge(
       rule, alpha: the deferral rule and its threshold per row.
       sampling: per row.
       coupling: how draft and target are coupled. bonus: what law the token behind a kept block follows.
+      scored: `[b]`, rows of which the drafter scored that token, all if None. With `bonus='target'` it follows the
+        verifier's own law in the others: where there is no q, pi = p, whatever the rule is.
 
     The target is evaluated as scalars per position (they fuse into reductions), and whole only where the row's
     block ends.
@@ -108,7 +117,10 @@ def judge(
         pair = pair_of(q_logits[:, :count], p_logits[:, :count], wide)
         pi, defer = rule(pair, jnp.broadcast_to(alpha[:, None], drafts.shape))
         expected = _expected(rule, pair, alpha, sampling)
-        log_p = jnp.log(at(pair.p_raw, drafts))
+        normalizer = log_normalizer(p_logits[:, :count])
+        sound = jnp.isfinite(normalizer)
+        expected, defer = jnp.where(sound, expected, 0.0), jnp.where(sound, defer, 0.0)
+        log_p = at(p_logits[:, :count], drafts) - normalizer
         if coupling == "maximal":
             q_x = at(pair.q, drafts)
             u = uniform(keys.accept)
@@ -117,28 +129,32 @@ def judge(
         else:
             kept = draw(pi, keys.token[:, :count]) == drafts
             lossless = draw(pair.p, keys.token[:, :count]) == drafts
-        kept &= jnp.arange(count, dtype=jnp.int32)[None, :] < lengths[:, None]
+        kept &= sound & (jnp.arange(count, dtype=jnp.int32)[None, :] < lengths[:, None])
         ends = jnp.sum(jnp.cumprod(kept.astype(jnp.int32), axis=1), axis=1).astype(jnp.int32)
 
     p_end = _row(p_logits, ends)
-    p_raw, p = softmax(p_end), scaled(p_end, sampling)
+    normalizer = log_normalizer(p_end)
+    p = scaled(p_end, sampling)
     law = p
     if count or bonus == "target":
         q_end = _row(q_logits, ends)
-        pair = Pair(softmax(q_end), p_raw, scaled(q_end, sampling), p)
+        pair = Pair(softmax(q_end), softmax(p_end), scaled(q_end, sampling), p)
         pi = rule(pair, alpha).pi
         correction = residual(pi, pair.q) if coupling == "maximal" else pi
-        law = jnp.where((ends < lengths)[:, None], correction, p if bonus == "verifier" else pi)
+        behind = p
+        if bonus == "target":
+            behind = pi if scored is None else jnp.where(scored[:, None], pi, p)
+        law = jnp.where((ends < lengths)[:, None], correction, behind)
     end_keys = jnp.take_along_axis(keys.token, ends[:, None], axis=1)[:, 0]
     token = draw(law, end_keys)
-    log_p = jnp.concatenate([log_p, jnp.log(at(p_raw, token))[:, None]], axis=1)
-    return Block(ends, token, lossless, expected, defer, log_p)
+    log_p = jnp.concatenate([log_p, (at(p_end, token) - normalizer)[:, None]], axis=1)
+    return Block(ends, token, lossless, expected, defer, log_p, ~jnp.isfinite(normalizer))
 
 
 def _expected(rule: Rule, pair: Pair, alpha: Float[Array, " b"], sampling: Sampling) -> Float[Array, "b k"]:
     """Returns 1 - D_TV(pi, q) of every position, with the raw distributions in the place of a greedy row's."""
-    greedy = (sampling.temperature <= 0)[:, None, None]
-    q, p = jnp.where(greedy, pair.q_raw, pair.q), jnp.where(greedy, pair.p_raw, pair.p)
+    cold = greedy(sampling)[:, None, None]
+    q, p = jnp.where(cold, pair.q_raw, pair.q), jnp.where(cold, pair.p_raw, pair.p)
     pi = rule(pair._replace(q=q, p=p), jnp.broadcast_to(alpha[:, None], q.shape[:2])).pi
     return 1.0 - total_variation(pi, q)
 
