@@ -26,7 +26,7 @@ import gin
 from absl import flags
 from gin import config_parser
 
-from cascades.errors import UserError
+from cascades.errors import Unanswered, UserError
 
 _ROOT = Path(__file__).resolve().parents[1]
 _NAMED_MODULES = ("cascades.rules", "cascades.lookahead")  # functions in their `__all__` go by their short names
@@ -85,7 +85,7 @@ class _Recorder(config_parser.ParserDelegate):
 def run(function: str | Callable[..., Any], flags: Sequence[str] = (), argv: Sequence[str] | None = None) -> None:
     """Runs a launcher: parses the command line, configures `function` and calls it.
 
-    A bad input ends with one sentence on stderr and exit code 2, Ctrl-C with one line and 130.
+    A bad input ends with one sentence on stderr and exit code 2 (of `Unanswered` the run has told), Ctrl-C with 130.
 
     Args:
       function: the run function, or its dotted path, which is imported only once the flags are parsed. Where it has
@@ -97,7 +97,8 @@ def run(function: str | Callable[..., Any], flags: Sequence[str] = (), argv: Seq
         _run(function, flags, sys.argv if argv is None else argv)
     except UserError as error:
         sentence = str(error).split("\n  In call to configurable ")[0]  # gin adds such lines on the way up
-        print(f"error: {sentence}", file=sys.stderr)
+        if not isinstance(error, Unanswered):
+            print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

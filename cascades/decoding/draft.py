@@ -25,7 +25,8 @@ class Draft(NamedTuple):
     tokens: int32 `[b, k_max]`. length: int32 `[b]`, drafts of each row. steps: int32 `[b]`, drafter steps taken. top:
     `[b, k_max]`, the drafter's max raw probability. logits: `[b, k_max + 1, v]`. cached: int32 `[b]`, leading drafts
     that the drafter's cache holds behind the row's decided tokens; -1 where a row did not take part. What a drafter
-    that reads features holds of its drafts is of its own features, and does not stay.
+    that reads features holds of its drafts is of its own features, and does not stay. scored: `[b]`, whether the
+    drafter also scored the position behind the drafts. silent: `[b]`, as in `State`, this round included.
     """
 
     tokens: Int[Array, "b k"]
@@ -34,12 +35,30 @@ class Draft(NamedTuple):
     top: Float[Array, "b k"]
     logits: Float[Array, "b m v"]
     cached: Int[Array, " b"]
+    scored: Bool[Array, " b"]
+    silent: Bool[Array, " b"]
 
 
-def window(tokens: Int[Array, "b n"], start: Int[Array, " b"], width: int) -> Int[Array, "b w"]:
-    """Returns `tokens[b, start[b] : start[b] + width]`; what lies behind the buffer repeats its last token."""
+def no_drafts(state: State, length: Int[Array, " b"]) -> Draft:
+    """Returns a round's drafts before any is made; padding repeats the row's last token, which every model has read."""
+    rows, k_max = length.shape[0], state.draft_logits.shape[1] - 1
+    zeros, pending = jnp.zeros_like(length), window(state.tokens, state.length - 1, 1, state.length)
+    return Draft(
+        tokens=jnp.broadcast_to(pending, (rows, k_max)),
+        length=length,
+        steps=zeros,
+        top=jnp.zeros((rows, k_max), jnp.float32),
+        logits=state.draft_logits,
+        cached=zeros - 1,
+        scored=jnp.zeros((rows,), bool),
+        silent=state.silent,
+    )
+
+
+def window(tokens: Int[Array, "b n"], start: Int[Array, " b"], width: int, end: Int[Array, " b"]) -> Int[Array, "b w"]:
+    """Returns `tokens[b, start[b] : start[b] + width]`; from `end[b]` on the last token before it is repeated."""
     index = start[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
-    return jnp.take_along_axis(tokens, jnp.minimum(index, tokens.shape[1] - 1), axis=1)
+    return jnp.take_along_axis(tokens, jnp.minimum(index, end[:, None] - 1), axis=1)
 
 
 def before(features: Float[Array, "b 1 t d"] | None, start: Int[Array, " b"], width: int) -> Float[Array, "b w d"]:
@@ -73,7 +92,7 @@ def catch_up(
 
     def fed(cache: Cache, width: int, select: Int[Array, " b"]) -> tuple[Output, Cache]:
         given = {"features": before(features, cache.length, width)} if reads else {}
-        return model.extend(params, window(tokens, cache.length, width), cache, select, **given)
+        return model.extend(params, window(tokens, cache.length, width, length), cache, select, **given)
 
     def behind(cache: Cache) -> Array:
         return jnp.where(rows, length - cache.length, 1)
@@ -128,26 +147,41 @@ def draft(
     """Drafts at most `length[b]` tokens a row.
 
     With `bonus='target'` the drafter also scores the position behind the block. `eager` overrides the lookahead's wish
-    to stop early.
+    to stop early. The drafter holds and scores no token behind its own context: there is none to draft, or score, at
+    position `context_length` and on. Where its logits are NaN, infinite or all -inf nothing is drafted, and the row is
+    `silent` from then on.
 
     Returns:
       The drafts, the drafter's cache (rewound by the caller), and the lookahead's state.
     """
     k_max = state.draft_logits.shape[1] - 1
-    beyond = 1 if bonus == "target" else 0
     reads = model.reads is not None
-    rows = state.running & ((length > 0) | bool(beyond))
     zeros = jnp.zeros(length.shape, jnp.int32)
+    left = model.context_length - state.length
+
+    def end(length: Array) -> Array:
+        """Positions of this round that the drafter scores."""
+        return length + (length < left).astype(jnp.int32) if bonus == "target" else length
+
+    length = jnp.where(state.silent, 0, jnp.clip(length, 0, jnp.maximum(left, 0)))
+    rows = state.running & ~state.silent & (end(length) > 0)
 
     def decide(index: Array, logits: Float[Array, "b v"], draft: Draft, lookahead_state):
-        drafting = rows & (index < draft.length)
-        token = draw(scaled(logits, state.sampling), draft_keys(state, index, coupling))
         raw = softmax(logits)
+        sound = jnp.max(raw, axis=-1) > 0  # else all of it is NaN
+        asked = rows & (index < end(draft.length))
+        drafting = rows & (index < draft.length)
+        silent = draft.silent | (asked & ~sound)
+        logits, raw = jnp.where(sound[:, None], logits, 0.0), jnp.where(sound[:, None], raw, 0.0)
+        draft = draft._replace(length=jnp.where(drafting & ~sound, index, draft.length))
+        drafting &= sound
+        token = draw(scaled(logits, state.sampling), draft_keys(state, index, coupling))
         said = Drafted(index, jnp.max(raw, axis=-1), at(raw, token), drafting)
         lookahead_state, keep, more = lookahead.step(lookahead_state, said)
         stop = jnp.where(keep | eager, index + 1, index)
         ended = drafting & ~(more | eager)
         column = jnp.minimum(index, k_max - 1)
+        length = jnp.where(ended, jnp.minimum(draft.length, stop), draft.length).astype(jnp.int32)
 
         def put(buffer, value):
             old = lax.dynamic_slice_in_dim(buffer, column, 1, axis=1)
@@ -156,17 +190,19 @@ def draft(
         return (
             Draft(
                 tokens=put(draft.tokens, token),
-                length=jnp.where(ended, jnp.minimum(draft.length, stop), draft.length).astype(jnp.int32),
-                steps=draft.steps + (rows & (index < draft.length + beyond)).astype(jnp.int32),
+                length=length,
+                steps=draft.steps + asked.astype(jnp.int32),
                 top=put(draft.top, said.top),
                 logits=lax.dynamic_update_slice(draft.logits, logits[:, None], (0, index, 0)),
                 cached=draft.cached,
+                scored=draft.scored | (asked & sound & (index == length)),
+                silent=silent,
             ),
             lookahead_state,
         )
 
     def wanted(index: Array, draft: Draft) -> Array:
-        return jnp.any(rows & (index < draft.length + beyond))
+        return jnp.any(rows & ~draft.silent & (index < end(draft.length)))
 
     def step(carry):
         index, draft, cache, lookahead_state, features = carry
@@ -189,13 +225,5 @@ def draft(
         cached = zeros if reads else jnp.minimum(index - 1, draft.length)
         return draft._replace(cached=jnp.where(rows, cached, -1)), cache, lookahead_state
 
-    nothing = Draft(
-        tokens=jnp.zeros((length.shape[0], k_max), jnp.int32),
-        length=length,
-        steps=zeros,
-        top=jnp.zeros((length.shape[0], k_max), jnp.float32),
-        logits=state.draft_logits,
-        cached=zeros - 1,
-    )
-    operand = (nothing, state.drafter_cache, state.lookahead)
+    operand = (no_drafts(state, length), state.drafter_cache, state.lookahead)
     return when(jnp.any(rows), begin, operand)

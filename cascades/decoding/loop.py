@@ -55,29 +55,37 @@ def compile_plan(plan: Plan, advance: Advance = advance) -> Programs:
 def _start(
     plan: Plan, verifier_params: Params, drafter_params: Params, request: Request, lookahead: Any, slots: int
 ) -> State:
+    """Prefills both caches. A drafter with a shorter context than the rows' has a shorter cache, and reads no more of a
+    prompt than that holds: it never drafts behind a prompt that is longer.
+    """
     batch, width = request.tokens.shape
     k_max = plan.k_max if plan.drafter else 0
     tokens = jnp.pad(request.tokens, ((0, 0), (0, slots - width)))
     held = request.length - 1  # the last token of the prompt is pending
+    # Padding is a token of the row: one that the model cannot score would leave NaN behind the row's end.
+    there = jnp.arange(width, dtype=jnp.int32)[None, :] < request.length[:, None]
+    fed = jnp.where(there, request.tokens, request.tokens[:, :1])
 
-    def prefill(model, params, cache, *features):
-        return model.prefill(params, request.tokens, held, cache, *features)
+    def prefill(model, params, cache, room, *features):
+        return model.prefill(params, fed[:, :room], jnp.minimum(held, room), cache, *features)
 
-    verifier_cache = prefill(plan.verifier, verifier_params, plan.verifier.init_cache(batch, slots))
+    verifier_cache = prefill(plan.verifier, verifier_params, plan.verifier.init_cache(batch, slots), slots)
     # A drafter that is not asked at first reads the prompt when it is: its first draft catches up.
     _, length = plan.lookahead.propose(lookahead)
     asked = jnp.any(length > 0) | (plan.bonus == "target")
     asked |= plan.drafter is not None and plan.drafter.start is not None  # an encoder reads all of it at once
     drafter_cache = None
     if plan.drafter:
+        room = min(slots, plan.drafter.context_length)
+        asked &= jnp.any(request.length < plan.drafter.context_length)
         given = ()
         if plan.drafter.reads is not None:
-            given = (before(verifier_cache.features, jnp.zeros_like(held), width),)
+            given = (before(verifier_cache.features, jnp.zeros_like(held), min(width, room)),)
 
         def read(cache):
-            return prefill(plan.drafter, drafter_params, cache, *given)
+            return prefill(plan.drafter, drafter_params, cache, room, *given)
 
-        drafter_cache = when(asked, read, plan.drafter.init_cache(batch, slots))
+        drafter_cache = when(asked, read, plan.drafter.init_cache(batch, room))
 
     state = State(
         tokens=tokens,
@@ -92,6 +100,7 @@ def _start(
         drafter_cache=drafter_cache,
         draft_logits=jnp.zeros((batch, k_max + 1, plan.vocab_size if plan.drafter else 1), jnp.float32),
         lookahead=lookahead,
+        silent=jnp.zeros((batch,), bool),
         info=empty_info(batch, k_max),
     )
     return placed(state, plan.layout)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from cascades import cache as caches
 from cascades.decoding.control import when
-from cascades.decoding.draft import Draft, draft, window
+from cascades.decoding.draft import Draft, draft, no_drafts, window
 from cascades.decoding.state import Finish, Info, Origin, State
 from cascades.distributions import Purpose, stream
 from cascades.lookahead import DraftLength, Verdict
@@ -58,10 +58,7 @@ def advance(plan: Plan, verifier_params: Params, drafter_params: Params, state: 
     room = jnp.where(running, state.limit - state.length, 1)  # one of them is for the verifier's own token
 
     if plan.drafter is None:
-        none = jnp.zeros(state.length.shape, jnp.int32)
-        drafts = Draft(
-            none[:, None][:, :0], none, none, none[:, None][:, :0].astype(jnp.float32), state.draft_logits, none
-        )
+        drafts = no_drafts(state, jnp.zeros_like(state.length))
         lookahead_state, drafter_cache = state.lookahead, None
     else:
         lookahead_state, length = plan.lookahead.propose(state.lookahead)
@@ -84,8 +81,11 @@ def advance(plan: Plan, verifier_params: Params, drafter_params: Params, state: 
 
 
 def _verify(plan: Plan, params: Params, state: State, drafts: Draft) -> tuple[Block, Cache]:
-    """One verifier pass over each row's pending token and drafts, in the narrowest compiled width that holds them."""
-    pending = window(state.tokens, state.length - 1, 1)
+    """One verifier pass over each row's pending token and drafts, in the narrowest compiled width that holds them.
+
+    A draft that the verifier cannot read (NaN) leaves nothing in its cache once it is rejected.
+    """
+    pending = window(state.tokens, state.length - 1, 1, state.length)
     k_max = drafts.tokens.shape[1]
 
     def at_width(width: int):
@@ -109,7 +109,13 @@ def _verify(plan: Plan, params: Params, state: State, drafts: Draft) -> tuple[Bl
                 state.sampling,
                 plan.coupling,
                 plan.bonus if plan.drafter else "verifier",
+                drafts.scored,
             )
+            stands = jnp.where(state.running, state.length + block.accepted, state.verifier_cache.length)
+            cache = caches.rewind(cache, stands)
+            if output.features is not None:
+                unread = state.running[:, None, None] & ~jnp.isfinite(output.features)
+                cache = when(jnp.any(unread), caches.scrub, cache)
             wide, missing = (0, 0), (0, k_max + 1 - width)
             log_p = jnp.pad(block.log_p[:, : width - 1], (wide, missing))
             return block._replace(
@@ -140,7 +146,8 @@ def _emit(plan, state, drafts, block, verifier_cache, drafter_cache, lookahead_s
     behind = bonus if plan.drafter else jnp.full_like(bonus, int(plan.alone))
     kept = jnp.where(jnp.pad(block.lossless, ((0, 0), (0, 1))), int(Origin.DRAFT), int(Origin.RULE))
     origins = jnp.where(column < accepted, kept, behind[:, None])
-    new, emitted = append(state, tokens, origins, block.accepted + 1, plan.eos)
+    written = block.accepted + jnp.where(block.failed, 0, 1)
+    new, emitted = append(state, tokens, origins, written, plan.eos, block.failed)
     count = new.length - state.length
 
     if drafter_cache is not None:
@@ -160,7 +167,8 @@ def _emit(plan, state, drafts, block, verifier_cache, drafter_cache, lookahead_s
         drafter_cache=drafter_cache,
         draft_logits=drafts.logits,
         lookahead=lookahead_state,
-        info=_count(state.info, drafts, block, decided, emitted, count, running),
+        silent=drafts.silent,
+        info=_count(state, drafts, block, decided, emitted, count),
     )
 
 
@@ -170,8 +178,11 @@ def append(
     origins: Int[Array, "b m"],
     count: Int[Array, " b"],
     eos: tuple[int, ...],
+    failed: Bool[Array, " b"],
 ) -> tuple[State, Bool[Array, "b m"]]:
     """Appends the first `count[b]` tokens to each running row, up to and including an end-of-sequence token.
+
+    Behind them there is no token for rows that `failed`: they end.
 
     Returns:
       The state with tokens, origins, length and finish brought up to date, and which of `tokens` were appended.
@@ -190,9 +201,8 @@ def append(
     slots = jnp.where(emitted, state.length[:, None] + column, state.tokens.shape[1])
     rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
     length = state.length + count
-    finish = jnp.where(
-        ended, int(Finish.EOS), jnp.where(length >= state.limit, int(Finish.LENGTH), int(Finish.RUNNING))
-    )
+    finish = jnp.where(length >= state.limit, int(Finish.LENGTH), int(Finish.RUNNING))
+    finish = jnp.where(ended, int(Finish.EOS), jnp.where(failed, int(Finish.ERROR), finish))
     return state._replace(
         tokens=state.tokens.at[rows, slots].set(tokens, mode="drop"),
         origins=state.origins.at[rows, slots].set(origins.astype(state.origins.dtype), mode="drop"),
@@ -201,8 +211,9 @@ def append(
     ), emitted
 
 
-def _count(info: Info, drafts: Draft, block: Block, decided, emitted, count, running) -> Info:
-    """Adds a round to the statistics. A draft behind an end-of-sequence token is neither drafted nor rejected."""
+def _count(state: State, drafts: Draft, block: Block, decided, emitted, count) -> Info:
+    """Adds a round to the statistics. A draft behind the end of a row is neither drafted nor rejected."""
+    info, running = state.info, state.running
     k_max = decided.shape[1]
     column = jnp.arange(k_max + 1, dtype=jnp.int32)[None, :]
     cut_short = count < block.accepted + 1
@@ -228,6 +239,7 @@ def _count(info: Info, drafts: Draft, block: Block, decided, emitted, count, run
         histogram=info.histogram + ((column == accepted[:, None]) & running[:, None]).astype(jnp.int32),
         drafted_at=info.drafted_at + (column[:, :k_max] < drafted[:, None]).astype(jnp.int32),
         accepted_at=info.accepted_at + kept.astype(jnp.int32),
+        drafter_nan=info.drafter_nan + (drafts.silent & ~state.silent).astype(jnp.int32),
     )
 
 

@@ -11,7 +11,7 @@ from cascades.decoding.control import when
 from cascades.decoding.draft import catch_up
 from cascades.decoding.round import Plan, append
 from cascades.decoding.state import Origin, State
-from cascades.distributions import Purpose, at, draw, scaled, softmax, stream
+from cascades.distributions import Purpose, at, draw, log_normalizer, scaled, softmax, stream
 from cascades.rules import Pair, Rule
 from cascades.typing import Array, Int, Params
 
@@ -32,16 +32,20 @@ def sees_drafter_only(rule: Rule) -> bool:
 def advance_sequential(
     plan: Plan, verifier_params: Params, drafter_params: Params, state: State, forced: Int[Array, ""]
 ) -> State:
-    """Decides one token of every running row; takes and returns what `round.advance` does (`forced` is not used)."""
+    """Decides one token of every running row; takes and returns what `round.advance` does (`forced` is not used).
+
+    A row whose drafter gives no distribution (NaN) goes on with the verifier alone.
+    """
     del forced
     assert plan.drafter is not None
     running = state.running
-    said, drafter_cache = catch_up(
-        plan.drafter, drafter_params, state.tokens, state.length, state.drafter_cache, running
-    )
+    asked = running & ~state.silent
+    said, drafter_cache = catch_up(plan.drafter, drafter_params, state.tokens, state.length, state.drafter_cache, asked)
     q_logits = said.logits[:, 0, : plan.vocab_size]
+    silent = state.silent | (asked & ~jnp.isfinite(log_normalizer(q_logits)))
+    q_logits = jnp.where(silent[:, None], 0.0, q_logits)
     q_raw, q = softmax(q_logits), scaled(q_logits, state.sampling)
-    defer = running & (plan.rule(Pair(q_raw, q_raw, q, q), state.alpha).defer > 0.5)
+    defer = running & (silent | (plan.rule(Pair(q_raw, q_raw, q, q), state.alpha).defer > 0.5))
 
     def ask(carry):
         said, cache = catch_up(plan.verifier, verifier_params, state.tokens, state.length, carry[1], defer)
@@ -49,21 +53,26 @@ def advance_sequential(
 
     p_logits, verifier_cache = when(jnp.any(defer), ask, (jnp.zeros_like(q_logits), state.verifier_cache))
     logits = jnp.where(defer[:, None], p_logits, q_logits)
+    normalizer = log_normalizer(logits)
+    failed = running & ~jnp.isfinite(normalizer)
     token = draw(scaled(logits, state.sampling), stream(state.key, state.length, Purpose.TOKEN))
     origin = jnp.where(defer, int(Origin.VERIFIER), int(Origin.DRAFTER))
-    new, _ = append(state, token[:, None], origin[:, None], jnp.ones_like(state.length), plan.eos)
+    written = jnp.where(failed, 0, 1)
+    new, emitted = append(state, token[:, None], origin[:, None], written, plan.eos, failed)
 
-    one, asked = running.astype(jnp.int32), defer.astype(jnp.int32)
+    one, deferred = running.astype(jnp.int32), defer.astype(jnp.int32)
     info = state.info
     return new._replace(
         verifier_cache=verifier_cache,
         drafter_cache=drafter_cache,
+        silent=silent,
         info=info._replace(
             rounds=info.rounds + one,
-            verifier_calls=info.verifier_calls + asked,
-            drafter_steps=info.drafter_steps + one,
-            deferred=info.deferred + asked.astype(jnp.float32),
+            verifier_calls=info.verifier_calls + deferred,
+            drafter_steps=info.drafter_steps + asked.astype(jnp.int32),
+            deferred=info.deferred + deferred.astype(jnp.float32),
             decided=info.decided + one,
-            log_p=info.log_p + jnp.where(running, jnp.log(at(softmax(logits), token)), 0.0),
+            log_p=info.log_p + jnp.where(emitted[:, 0], at(logits, token) - normalizer, 0.0),
+            drafter_nan=info.drafter_nan + (silent & ~state.silent).astype(jnp.int32),
         ),
     )

@@ -29,12 +29,14 @@ class Origin(IntEnum):
 
 
 class Finish(IntEnum):
-    """Why a row ended: an end-of-sequence token, its length limit, or the host (a stop string)."""
+    """Why a row ended: an end-of-sequence token, its length limit, the host (a stop string), or a model that gives no
+    distribution (NaN)."""
 
     RUNNING = 0
     EOS = 1
     LENGTH = 2
     STOP = 3
+    ERROR = 4
 
 
 class Request(NamedTuple):
@@ -60,7 +62,8 @@ class Info(NamedTuple):
     drafts behind an end-of-sequence token do not count. by_rule: accepted only because of the rule. deferred: float,
     the rule's share for the verifier, summed over decided positions; decided: their number. log_p: float, the
     verifier's (alone: the model's own) raw log-probability of the emitted text. histogram: `[b, k_max + 1]`, rounds by
-    number of accepted drafts. drafted_at, accepted_at: `[b, k_max]`, the same by position in the draft.
+    number of accepted drafts. drafted_at, accepted_at: `[b, k_max]`, the same by position in the draft. drafter_nan: 1
+    where the drafter said NaN, and the row went on without it.
     """
 
     rounds: Int[Array, " b"]
@@ -76,6 +79,7 @@ class Info(NamedTuple):
     histogram: Int[Array, "b m"]
     drafted_at: Int[Array, "b k"]
     accepted_at: Int[Array, "b k"]
+    drafter_nan: Int[Array, " b"]
 
 
 class State(NamedTuple):
@@ -85,7 +89,8 @@ class State(NamedTuple):
     pending: no cache holds it yet. finish: int8 `[b]`, a `Finish`.
     verifier_cache: holds `length - 1` tokens of every running row. drafter_cache: holds at most that; it catches up
     when it drafts. draft_logits: float32 `[b, k_max + 1, v]`, scratch of a round, kept so that it is not allocated
-    anew. lookahead: the state of the `DraftLength`. info: what happened so far.
+    anew. lookahead: the state of the `DraftLength`. silent: rows that draft no more, as the drafter gave no
+    distribution (NaN) somewhere. info: what happened so far.
     """
 
     tokens: Int[Array, "b n"]
@@ -100,6 +105,7 @@ class State(NamedTuple):
     drafter_cache: Cache | None
     draft_logits: Float[Array, "b m v"]
     lookahead: Any
+    silent: Bool[Array, " b"]
     info: Info
 
     @property
@@ -130,5 +136,5 @@ def empty_info(batch: int, k_max: int) -> Info:
     row, wide = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, k_max), jnp.int32)
     real = jnp.zeros((batch,), jnp.float32)
     return Info(
-        row, row, row, row, row, row, row, real, row, real, jnp.zeros((batch, k_max + 1), jnp.int32), wide, wide
+        row, row, row, row, row, row, row, real, row, real, jnp.zeros((batch, k_max + 1), jnp.int32), wide, wide, row
     )

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from cascades import checkpoints, hosts, lookahead, rules
 from cascades.errors import UserError
+from cascades.experiments import answers, records, terminal
 from cascades.experiments import prompts as prompt_files
-from cascades.experiments import records, terminal
+from cascades.experiments.prompts import Bad
 from cascades.generation import Engine, Finished, Query, Result, Settings, build, generate, load_pair, queries
 from cascades.generation.engine import Shapes, slots_for
 from cascades.generation.stream import query
@@ -74,6 +75,9 @@ def decode(
 ) -> list[Result]:
     """Decodes prompts with a pair of models, streaming to the standard output.
 
+    A prompt that cannot be decoded is told in one sentence, and gets a line with `error` in `output`; the others get
+    their answers.
+
     The arguments are the knobs of `configs/decode.gin`; see `generation.Settings` for those of the method.
 
     Args:
@@ -93,6 +97,7 @@ def decode(
 
     Raises:
       UserError: any input that cannot be used, in one sentence.
+      Unanswered: once all is done, if there are prompts without an answer, or without a whole one.
     """
     if distributed or coordinator is not None or processes is not None or process is not None:
         hosts.join(coordinator, processes, process)
@@ -130,6 +135,15 @@ def decode(
     if output is not None:
         hosts.lead(lambda: records.check_writable(output))
     out, err = terminal.consoles(quiet=not hosts.leads())
+    failed: dict[int, Result] = {}
+    for place, entry in enumerate(found):
+        if isinstance(entry, Bad):
+            failed[place] = answers.failure(entry.prompt, entry.error, err)
+    if found and len(failed) == len(found):  # no model is needed to say so
+        if output is not None and hosts.leads():
+            with records.open_append(output) as file:
+                answers.write_failures(file, found, failed)
+        raise answers.unanswered(failed)
     compilation_cache()
 
     pair = load_pair(
@@ -150,15 +164,23 @@ def decode(
     for remark in pair.verifier.tokenizer.remarks:
         err.print(f"note: {remark}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     engine = build(pair, settings)
-    requests = (
-        []
-        if interactive
-        else queries(engine, [record["prompt"] for record in found], raw=raw_prompt, control_tokens=control_tokens)
-    )
-    hosts.alike(zlib.crc32(repr([request.ids for request in requests]).encode()), "prompts")
-    err.print(describe(engine), highlight=False, soft_wrap=True)
-    if out.is_terminal:
-        terminal.legend(err, settings.method)
+    requests: dict[int, Query] = {}
+    for place, entry in enumerate(found):
+        if isinstance(entry, Bad):
+            continue
+        label = f"prompt {place + 1} of {len(found)}"
+        try:
+            requests[place] = queries(
+                engine, [entry["prompt"]], raw=raw_prompt, control_tokens=control_tokens, label=label
+            )[0]
+        except UserError as error:
+            failed[place] = answers.failure(entry["prompt"], str(error), err)
+    places = list(requests)
+    hosts.alike(zlib.crc32(repr([request.ids for request in requests.values()]).encode()), "prompts")
+    if interactive or requests:
+        err.print(describe(engine), highlight=False, soft_wrap=True)
+        if out.is_terminal:
+            terminal.legend(err, settings.method)
     file = hosts.lead(lambda: records.open_append(output)) if output is not None else None
     if config_text and output is not None and hosts.leads():
         pathlib.Path(output).expanduser().with_suffix(".config.gin").write_text(config_text(), encoding="utf-8")
@@ -166,25 +188,31 @@ def decode(
     results: list[tuple[int, Result]] = []
     batch = 1 if interactive else settings.batch_size
     try:
+        answers.write_failures(file, found, failed)
         if interactive:
             events = _chat(engine, out, err, raw=raw_prompt, control_tokens=control_tokens)
         else:
-            events = _stream(engine, requests, out, err, headings=len(requests) > 1)
+            events = _stream(engine, list(requests.values()), out, err, places=places, count=len(found))
         for index, result in events:
             results.append((index, result))
             if file:
-                extra = {} if interactive else {key: v for key, v in found[index].items() if key != "prompt"}
-                records.append(file, {**result._asdict(), **({"input": extra} if extra else {})})
+                records.append(file, answers.record(result, None if interactive else found[places[index]]))
     finally:
         if results:
-            err.print(terminal.table(results, batch))
-            if told := terminal.positions(results):
-                err.print(told, highlight=False, soft_wrap=True)
+            err.print(terminal.table(results, batch, None if interactive else places))
+            for told in (terminal.positions(results), terminal.without_drafter(results)):
+                if told:
+                    err.print(told, highlight=False, soft_wrap=True)
             seconds = terminal.compile_seconds(results, batch)
             err.print(f"compiled in {seconds:.1f} s, not counted above", highlight=False)
         if file:
             file.close()
-    return [result for _, result in sorted(results, key=lambda pair: pair[0])]
+    if interactive:
+        return [result for _, result in results]
+    ended = failed | {places[index]: result for index, result in results}
+    if any(result.error for result in ended.values()):
+        raise answers.unanswered(ended)
+    return [ended[place] for place in sorted(ended)]
 
 
 def _stream(
@@ -193,11 +221,21 @@ def _stream(
     out: Console,
     err: Console,
     *,
-    headings: bool,
+    places: Sequence[int] = (0,),
+    count: int = 1,
     shapes: Shapes | None = None,
 ) -> Iterator[tuple[int, Result]]:
-    """Prints the text of requests as it is decided; yields each result as it ends."""
-    screen = terminal.Screen(out, [request.prompt for request in requests], headings=headings)
+    """Prints the text of requests as it is decided; yields each result as it ends.
+
+    Args:
+      places: of the requests among `count` prompts, some of which may not be decoded. shapes: as of `generate`.
+    """
+    if not requests:
+        return
+    prompts = dict.fromkeys(range(count), "") | {at: each.prompt for at, each in zip(places, requests, strict=True)}
+    screen = terminal.Screen(out, list(prompts.values()), headings=count > 1)
+    for place in prompts.keys() - places:
+        screen.skip(place)
     waiting = err.status("compiling; a second run finds the programs in its cache") if err.is_terminal else _Quiet()
     smooth = bool(hosts.agreed(np.int32(out.is_terminal)))  # every host takes the same steps
     try:
@@ -206,10 +244,13 @@ def _stream(
             event = next(events, None)
         while event is not None:
             if isinstance(event, Finished):
-                screen.end(event.index)
+                screen.end(places[event.index])
+                if event.result.error:
+                    where = f"prompt {places[event.index] + 1} of {count}: " if count > 1 else ""
+                    answers.tell(err, where + event.result.error)
                 yield event.index, event.result
             else:
-                screen.show(event.index, event.text, event.origin)
+                screen.show(places[event.index], event.text, event.origin)
             event = next(events, None)
     finally:
         screen.close()
@@ -232,16 +273,18 @@ def _chat(
             else:
                 request = query(engine, line, tokenizer.prompt(line, raw=raw, control_tokens=control_tokens))
         except UserError as error:
-            err.print(f"error: {error}", style="red", markup=False, highlight=False)
+            answers.tell(err, str(error))
             messages = []
             continue
         needed = slots_for(engine, [len(request.ids) + request.max_new_tokens])
         if needed > slots:  # room for some turns more, as every new size is compiled anew
             slots = min(max(2 * needed, _CHAT_SLOTS), engine.settings.context or engine.context)
         shapes = None if engine.settings.method == "sequence_cascade" else Shapes(1, slots, slots)
-        for _, result in _stream(engine, [request], out, err, headings=False, shapes=shapes):
+        for _, result in _stream(engine, [request], out, err, shapes=shapes):
             messages.append({"role": "assistant", "content": result.text})
             yield turn, result
+            if result.error:
+                messages = []
             turn += 1
 
 

@@ -1,13 +1,29 @@
 """Prompts from the command line and from JSONL files."""
 
 import json
+import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from cascades.errors import UserError
 
 _FIELDS = ("prompt", "question", "text")
+_DEEPEST = 100  # lists and objects in each other: of what is read, every line can be written again
+_DIGITS = 4300  # of a whole number: the most that Python reads and writes
+
+
+class Bad(NamedTuple):
+    """A prompt that cannot be decoded.
+
+    prompt: its text, or "" where none could be read. error: why, in one sentence. line: of its file, from 1, or None
+    if it is of the command line. fields: what else the line holds, as it came, or None where it could not be read.
+    """
+
+    prompt: str
+    error: str
+    line: int | None = None
+    fields: Any = None
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -19,50 +35,135 @@ def read(path: str) -> list[dict[str, Any]]:
     Raises:
       UserError: the file cannot be read, is empty, or a line is not JSON or holds no prompt.
     """
+    found = scan(path)
+    for entry in found:
+        if isinstance(entry, Bad):
+            raise UserError(entry.error)
+    return [entry for entry in found if isinstance(entry, dict)]
+
+
+def scan(path: str) -> list[dict[str, Any] | Bad]:
+    """Reads a JSONL file as `read` does, and tells of every line that cannot be used.
+
+    Raises:
+      UserError: the file cannot be read, is no text or holds no line.
+    """
     try:
-        text = pathlib.Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"the prompts should be in a file of UTF-8 text, but {path} is not: {error}") from None
+        data = pathlib.Path(path).expanduser().read_bytes()
     except OSError as error:
         raise UserError(
             f"the prompts should be in a file that can be read, but {path!r} cannot: {error.strerror}"
         ) from None
     # Not `splitlines`: JSON strings may hold U+2028 and other characters that it takes for ends of lines.
-    records = [_record(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not records:
+    lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+    found, problem = [], None
+    for number, line in lines:
+        try:
+            text = line.decode("utf-8-sig").strip()  # such a mark begins a file, or one that was appended to another
+        except UnicodeDecodeError as error:
+            problem = error
+            found.append(Bad("", f"line {number} of {path} should be UTF-8 text, but is not: {error}", number))
+            continue
+        if text:
+            found.append(_entry(path, number, text))
+    if problem is not None and not any(isinstance(entry, dict) for entry in found):
+        raise UserError(f"the prompts should be in a file of UTF-8 text, but {path} is not: {problem}")
+    if not found:
         raise UserError(f"{path} holds no prompt: a JSON object a line with a field 'prompt' was expected")
-    return records
+    return found
 
 
-def collect(prompts: Sequence[str] | None, path: str | None) -> list[dict[str, Any]]:
-    """Returns the prompts of the command line, then those of the file.
+def collect(prompts: Sequence[str] | None, path: str | None) -> list[dict[str, Any] | Bad]:
+    """Returns the prompts of the command line, then those of the file, each as it is or with what is wrong with it.
 
     Raises:
-      UserError: one is empty; and as `read`.
+      UserError: as `scan`.
     """
-    given = [{"prompt": _text(prompt, "--prompt")} for prompt in prompts or ()]
-    return given + (read(path) if path is not None else [])
+    given: list[dict[str, Any] | Bad] = []
+    for prompt in prompts or ():
+        text = _printable(prompt)
+        given.append({"prompt": text} if text.strip() else Bad(text, _empty("--prompt")))
+    return given + (scan(path) if path is not None else [])
 
 
-def _record(path: str, number: int, line: str) -> dict[str, Any]:
+def _entry(path: str, number: int, line: str) -> dict[str, Any] | Bad:
     where = f"line {number} of {path}"
     try:
-        value = json.loads(line)
+        value, problem = _parse(line)
+        if _deep(value, _DEEPEST):
+            raise RecursionError(f"more than {_DEEPEST} lists and objects in each other")
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where} should be JSON, but is not ({error}): mend or delete it") from None
-    if isinstance(value, str):
-        return {"prompt": _text(value, where)}
-    if isinstance(value, dict):
-        turns = value.get("turns")
-        first = turns[0] if isinstance(turns, list) and turns else None
-        prompt = next((value[field] for field in _FIELDS if isinstance(value.get(field), str)), first)
-        if isinstance(prompt, str):
-            return {**value, "prompt": _text(prompt, where)}
-    raise UserError(f"{where} holds no prompt: a text in 'prompt' was expected")
+        return Bad("", f"{where} should be JSON, but is not ({error}): mend or delete it", number)
+    prompt, extra = (value, {}) if isinstance(value, str) else (_prompt(value), value)
+    text = _printable(prompt) if isinstance(prompt, str) else ""
+    if problem is not None:
+        return Bad(text, f"{where} holds {problem}: mend or delete it", number, extra)
+    if not isinstance(prompt, str):
+        but = "" if prompt is None else f", not {_kind(prompt)}"
+        return Bad("", f"{where} holds no prompt: a text in 'prompt' was expected{but}", number, extra)
+    if not text.strip():
+        return Bad(text, _empty(where), number, extra or None)
+    return {**extra, "prompt": text}
 
 
-def _text(prompt: str, where: str) -> str:
+def _parse(line: str) -> tuple[Any, str | None]:
+    """Returns what a line of JSON holds, and what of it cannot be kept, in the place of which is None.
+
+    Raises:
+      json.JSONDecodeError, RecursionError: it is no JSON.
+    """
+    problems: list[str] = []
+
+    def constant(name: str) -> None:
+        problems.append(f"{name}, which is no JSON")
+
+    def real(text: str) -> float | None:
+        value = float(text)
+        if math.isfinite(value):
+            return value
+        return problems.append("a number that is too large to keep")
+
+    def whole(text: str) -> int | None:
+        if len(text.lstrip("-")) <= _DIGITS:
+            return int(text)
+        return problems.append(f"a number of {len(text)} digits, of which at most {_DIGITS} can be kept")
+
+    def fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for name in sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()):
+            problems.append(f"the field {name!r:.40} more than once, and which one counts is not said")
+        return dict(pairs)
+
+    value = json.loads(line, parse_constant=constant, parse_float=real, parse_int=whole, object_pairs_hook=fields)
+    return value, problems[0] if problems else None
+
+
+def _prompt(value: Any) -> Any:
+    """What stands where a line's prompt is looked for: the first of its fields that is there; None if none is."""
+    if not isinstance(value, dict):
+        return None
+    turns = value.get("turns")
+    first = turns[0] if isinstance(turns, list) and turns else turns
+    return next((value[field] for field in _FIELDS if value.get(field) is not None), first)
+
+
+def _empty(where: str) -> str:
+    return f"{where} holds an empty prompt: give it some text"
+
+
+def _printable(prompt: str) -> str:
     """Returns a prompt without lone surrogates, which stand for bytes that are not UTF-8 and cannot be printed."""
-    if not prompt.strip():
-        raise UserError(f"{where} holds an empty prompt: give it some text")
     return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _deep(value: Any, levels: int) -> bool:
+    """Whether lists and objects lie in each other in more than so many levels."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deep(each, levels - 1) for each in inner)
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names[type(value)]

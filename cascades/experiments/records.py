@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+import math
 import os
 import pathlib
 from typing import Any, TextIO
@@ -46,16 +47,18 @@ def open_append(path: str) -> TextIO:
 
 
 def append(file: TextIO, record: dict[str, Any]) -> None:
-    """Writes one line and hands it to the operating system.
+    """Writes one line and hands it to the operating system. A float that is NaN or infinite, which JSON does not know,
+    becomes null.
 
     Raises:
       UserError: the disk is full, or whatever else the operating system says.
     """
-    line = json.dumps(record, ensure_ascii=False)
+    record = _finite(record)
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False)
     try:
         line.encode()
     except UnicodeEncodeError:  # a lone surrogate, from JSON's "\\ud800": only an escape can hold it
-        line = json.dumps(record)
+        line = json.dumps(record, allow_nan=False)
     try:
         file.write(line + "\n")
         file.flush()
@@ -77,8 +80,16 @@ def load(path: str) -> list[dict[str, Any]]:
     for line in data.decode("utf-8", errors="replace").split("\n"):
         try:
             value = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # not JSON, or what no result holds: a number of thousands of digits
             continue
         if isinstance(value, dict):
             records.append(value)
     return records
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value

@@ -103,7 +103,8 @@ def _row(
     rule: str, lookahead: str | None, alpha: float | None, lines: Sequence[dict], base: dict, score: Score | None
 ) -> Row:
     def add(name: str) -> int | float:
-        return sum(line["stats"][name] for line in lines)
+        figures = [line["stats"][name] for line in lines]  # null is written of what is no number: log 0
+        return sum(-math.inf if figure is None else figure for figure in figures)
 
     walls = _walls(lines)
     relative = relative_time(walls, base)

@@ -189,7 +189,7 @@ def sweep(
     run = fingerprint.digest(about)
     (folder / f"{run}.settings.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     path = folder / "results.jsonl"
-    before = records.load(str(path))
+    before = [_loaded(line) for line in records.load(str(path))]
     mine = [line for line in before if line.get("run") == run]
     if len(mine) < len(before):
         err.print(f"{len(before) - len(mine)} lines of {path} have other settings and are left out", highlight=False)
@@ -199,7 +199,7 @@ def sweep(
         for task, results in _timed(tasks, engines, requests, err):
             for at, result in zip(task.chosen, results, strict=True):
                 mine.append(_line(run, task, entries[at], result))
-                records.append(file, mine[-1])
+                records.append(file, _written(mine[-1]))
     finally:
         file.close()
         if config_text:
@@ -318,7 +318,11 @@ def _timed(tasks: Sequence[Task], engines: dict[tuple, Engine], requests: Sequen
             label = point.rule if point.alpha is None else f"{point.rule} {point.alpha:g}"
             progress.update(bar, description=label)
             group = [each._replace(alpha=point.settings.alpha) for each in group]
-            yield task, complete(engine, group, shapes=shapes[point.program])
+            results = complete(engine, group, shapes=shapes[point.program])
+            for at, result in zip(task.chosen, results, strict=True):
+                if result.error:  # figures of half an answer would be wrong ones
+                    raise UserError(f"prompt {at + 1} of {len(requests)} has no answer with {label}: {result.error}")
+            yield task, results
             progress.advance(bar)
             last = number + 1 == len(tasks) or tasks[number + 1][1:] != task[1:]
             if last and not err.is_terminal:
@@ -343,6 +347,17 @@ def _line(run: str, task: Task, entry: dict[str, Any], result: Result) -> dict[s
         "origins": origins,
         "stats": result.stats,
     }
+
+
+def _written(line: dict[str, Any]) -> dict[str, Any]:
+    """A line as it is written: JSON has no word for an infinite threshold, so a text is it."""
+    alpha = line["alpha"]
+    return {**line, "alpha": str(alpha)} if alpha is not None and math.isinf(alpha) else line
+
+
+def _loaded(line: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `_written`."""
+    return {**line, "alpha": float(line["alpha"])} if line.get("alpha") in ("inf", "-inf") else line
 
 
 def _short(uri: str) -> str:

@@ -57,6 +57,7 @@ class Screen:
         self._headings = headings
         self._waiting: dict[int, list[tuple[str, int]]] = {}
         self._ended: set[int] = set()
+        self._skipped: set[int] = set()
         self._current = 0
         self._begun = False
 
@@ -66,12 +67,19 @@ class Screen:
         else:
             self._waiting.setdefault(index, []).append((text, origin))
 
+    def skip(self, index: int) -> None:
+        """Passes a request over that is not decoded; called before any other."""
+        self._skipped.add(index)
+        while self._current in self._skipped:
+            self._current += 1
+
     def end(self, index: int) -> None:
         """Marks a request as ended; moves on to the next that has something to show."""
         self._ended.add(index)
-        while self._current in self._ended:
-            self._heading()
-            self._write("\n\n" if self._headings else "\n")
+        while self._current in self._ended or self._current in self._skipped:
+            if self._current in self._ended:
+                self._heading()
+                self._write("\n\n" if self._headings else "\n")
             self._current += 1
             self._begun = False
             for text, origin in self._waiting.pop(self._current, ()):
@@ -118,12 +126,12 @@ def legend(console: Console, method: str) -> None:
         console.print(" · ".join(parts), highlight=False)
 
 
-def table(results: Sequence[tuple[int, Result]], batch_size: int = 1) -> Table:
+def table(results: Sequence[tuple[int, Result]], batch_size: int = 1, places: Sequence[int] | None = None) -> Table:
     """Returns a row per request (unless they are many) and one of the whole; it fits 80 columns.
 
     Args:
       results: each with the index of its request. batch_size: requests that were decoded together: time passes for
-        all of them at once.
+        all of them at once. places: what each is called, from 0, where that is not its index.
     """
     results = sorted(results, key=lambda pair: pair[0])
     drawn = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -131,7 +139,7 @@ def table(results: Sequence[tuple[int, Result]], batch_size: int = 1) -> Table:
         drawn.add_column(name, justify="left" if name in ("request", "ended by") else "right", no_wrap=True)
     if len(results) <= _MOST_ROWS:
         for index, result in results:
-            drawn.add_row(str(index + 1), *_cells(result.finish_reason, result.stats))
+            drawn.add_row(str((places[index] if places else index) + 1), *_cells(result.finish_reason, result.stats))
         drawn.add_section()
     if len(results) > 1:
         drawn.add_row(f"all {len(results)}", *_cells("", _whole(results, batch_size)))
@@ -151,6 +159,12 @@ def positions(results: Sequence[tuple[int, Result]]) -> str:
             kept[at] += count * (rate or 0.0)
     shares = ", ".join(f"{part / count:.0%}" for part, count in zip(kept, drafted, strict=True) if count)
     return f"accepted at position 1, 2, … of a draft: {shares}" if shares else ""
+
+
+def without_drafter(results: Sequence[tuple[int, Result]]) -> str:
+    """Returns a line on the requests whose drafter said NaN; nothing where there were none."""
+    count = sum(result.stats.get("drafter_nan", 0) for _, result in results)
+    return f"the drafter said NaN: {count} request{'s'[: count > 1]} went on without it" if count else ""
 
 
 def compile_seconds(results: Sequence[tuple[int, Result]], batch_size: int = 1) -> int | float:

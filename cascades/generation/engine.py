@@ -24,7 +24,7 @@ from cascades.decoding import (
 )
 from cascades.decoding.round import advance
 from cascades.errors import UserError
-from cascades.generation.pair import Pair, shared_vocabulary
+from cascades.generation.pair import Language, Pair, shared_vocabulary
 from cascades.generation.settings import Settings
 from cascades.lookahead import Costs, given_costs
 from cascades.rules import lossless
@@ -55,7 +55,7 @@ class Compiled(NamedTuple):
 class Engine(NamedTuple):
     """A plan for a pair, and the weights in the places that the programs expect them.
 
-    context: most tokens of a row that both models can hold. compiled: what was compiled so far, by shapes; programs
+    context: most tokens of a row, see `holders`. compiled: what was compiled so far, by shapes; programs
     that differ only in the padded prompt share `run` and its costs.
     """
 
@@ -100,10 +100,34 @@ def build(pair: Pair, settings: Settings) -> Engine:
         layout=verifier.layout,
     )
     programs = compile_plan(plan, advance_sequential if settings.method == "token_cascade" else advance)
-    context = min(language.model.context_length for language in (verifier, drafter) if language)
+    context = min(language.model.context_length for language in holders(pair, settings.method))
     if settings.context is not None and settings.context > context:
-        raise UserError(f"CONTEXT must be at most {context}, which is what the models can hold, not {settings.context}")
+        raise UserError(
+            f"CONTEXT must be at most {context}, which is what the models can hold, not {settings.context}"
+            + goes_further(pair, settings.method)
+        )
     return Engine(settings, pair, programs, verifier.params, drafter.params if drafter else {}, context, {})
+
+
+def holders(pair: Pair, method: str) -> list[Language]:
+    """Returns the models that must hold every token of a row.
+
+    Where the verifier sees every token, it alone: behind its own context a drafter drafts nothing.
+    """
+    if method in READS or pair.drafter is None:
+        return [pair.verifier]
+    return [pair.drafter] if method == "drafter_only" else [pair.verifier, pair.drafter]
+
+
+def goes_further(pair: Pair, method: str) -> str:
+    """Returns advice for a text that is too long for a method alone, as it asks the drafter for every token."""
+    drafter = pair.drafter
+    if method in READS or drafter is None or drafter.model.context_length >= pair.verifier.model.context_length:
+        return ""
+    return (
+        f"; METHOD='{method}' needs the drafter for every token, and {drafter.name} holds "
+        f"{drafter.model.context_length}: METHOD='speculative' goes on without it"
+    )
 
 
 def sharing(engine: Engine, others: Iterable[Engine]) -> Engine:
@@ -204,9 +228,14 @@ def proceed(engine: Engine, compiled: Compiled, state: State, stop: np.ndarray, 
 def time_rounds(
     engine: Engine, compiled: Compiled, request: Request, lengths: list[int], repeats: int
 ) -> dict[int, float]:
-    """Returns the median seconds of a round that drafts k tokens, for every k in `lengths`."""
+    """Returns the median seconds of a round that drafts k tokens, for every k in `lengths`.
+
+    A prompt is cut to what leaves the drafter room for them in its own context.
+    """
     state = begin(engine, compiled, request)
-    start = np.asarray(request.length)
+    drafter = engine.programs.plan.drafter
+    room = max(drafter.context_length - max(lengths), 1) if drafter else compiled.shapes.slots
+    start = np.minimum(np.asarray(request.length), np.int32(room))
     nothing = np.zeros((compiled.shapes.batch,), bool)
     seconds: dict[int, float] = {}
     for k in lengths:
@@ -216,6 +245,7 @@ def time_rounds(
             length = 0 * state.length + start  # on a mesh it stays where it is
             state = state._replace(
                 finish=0 * state.finish,
+                silent=state.silent & False,
                 length=length,
                 limit=0 * state.limit + np.int32(compiled.shapes.slots),
                 verifier_cache=rewind(state.verifier_cache, length - 1),

@@ -11,7 +11,8 @@ class Result(NamedTuple):
     """One finished request.
 
     prompt: as it was given. text: the answer, without special tokens, cut at a stop string. token_ids, origins: of the
-    answer, one name of `Origin` a token, lower case. finish_reason: "eos", "length" or "stop". stats: see `stats`.
+    answer, one name of `Origin` a token, lower case. finish_reason: "eos", "length", "stop" or "error". stats: see
+    `stats`; empty where nothing was decoded. error: of a request that has no answer, or no whole one, why.
     """
 
     prompt: str
@@ -20,6 +21,7 @@ class Result(NamedTuple):
     origins: list[str]
     finish_reason: str
     stats: dict
+    error: str | None = None
 
 
 def origin_name(origin: int) -> str:
@@ -43,7 +45,8 @@ def stats(info: Info, tokens_out: int, *, wall_s: float, compile_s: float, prefi
     block_efficiency: tokens per verifier call, 1 for the verifier alone. acceptance_rate: accepted / drafted.
     rejection_rate, deferral_rate: per decided draft position, that is, accepted ones and the first rejected; deferred
     is the rule's share for the verifier there. wall_s: prefill to last token, without compile_s. prefill_s: the part of
-    it before the first round. ttft_s: to the first token.
+    it before the first round. ttft_s: to the first token. drafter_nan: 1 where the drafter said NaN and the request
+    went on without it.
     """
     drafted, decided, calls = int(info.drafted), int(info.decided), int(info.verifier_calls)
     return {
@@ -66,6 +69,7 @@ def stats(info: Info, tokens_out: int, *, wall_s: float, compile_s: float, prefi
             _ratio(int(a), int(d)) for a, d in zip(info.accepted_at, info.drafted_at, strict=True)
         ],
         "drafted_by_position": [int(x) for x in info.drafted_at],
+        "drafter_nan": int(info.drafter_nan),
         "log_p": round(float(info.log_p), 4),
         "wall_s": round(wall_s, 4),
         "compile_s": round(compile_s, 4),

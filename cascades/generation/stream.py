@@ -48,11 +48,16 @@ class Finished(NamedTuple):
 
 
 def queries(
-    engine: Engine, prompts: Sequence[str], *, raw: bool = False, control_tokens: bool | None = None
+    engine: Engine,
+    prompts: Sequence[str],
+    *,
+    raw: bool = False,
+    control_tokens: bool | None = None,
+    label: str | None = None,
 ) -> list[Query]:
     """Turns prompts into requests: the chat template around each where the verifier has one, unless `raw`.
 
-    `control_tokens`: see `Tokenizer.prompt`.
+    `control_tokens`: see `Tokenizer.prompt`. In errors a prompt goes by its number, or by `label`.
 
     Raises:
       UserError: no prompt, an empty one, or one that leaves no room in the context.
@@ -62,10 +67,11 @@ def queries(
         raise UserError("at least one prompt is needed, and there is none")
     found = []
     for number, prompt in enumerate(prompts, 1):
+        where = label or f"prompt {number} of {len(prompts)}"
         if not prompt.strip():
-            raise UserError(f"prompt {number} of {len(prompts)} is empty: give it some text")
+            raise UserError(f"{where} is empty: give it some text")
         ids = tokenizer.prompt(prompt, raw=raw, control_tokens=control_tokens)
-        found.append(query(engine, prompt, ids, f"prompt {number} of {len(prompts)}"))
+        found.append(query(engine, prompt, ids, where))
     return found
 
 
@@ -83,6 +89,7 @@ def query(engine: Engine, prompt: str, ids: Sequence[int], label: str = "the pro
         raise UserError(
             f"{label} has {len(ids)} tokens, which leaves no room for an answer in a context of {context}: shorten it"
             + (", or raise CONTEXT" if context < engine.context else ", or choose models with a longer context")
+            + engines.goes_further(engine.pair, settings.method)
         )
     vocabulary = engine.programs.plan.vocab_size
     if max(ids) >= vocabulary:
@@ -189,6 +196,7 @@ def _decode(
                     token_ids=[token for token, _ in shown[at]],
                     origins=[origin_name(origin) for _, origin in shown[at]],
                     finish_reason=finish_name(finish),
+                    error=_failure(settings.method, len(shown[at])) if finish == Finish.ERROR else None,
                     stats=stats(
                         _told(settings.method, row(look.info, at)),
                         len(shown[at]),
@@ -202,7 +210,7 @@ def _decode(
 
 
 def _sequence_cascade(engine: Engine, requests: Sequence[Query], rounds: int) -> Iterator[Token | Finished]:
-    """The drafter answers every request; the verifier answers those where the drafter was unsure on average."""
+    """The drafter answers every request; the verifier those where it was unsure on average, or could not go on."""
     plain = dataclasses.replace(engine.settings, method="drafter_only", rule=lossless)  # alpha is none of a rule here
     alone = engines.build(engine.pair, plain)
     deferred = []
@@ -210,7 +218,7 @@ def _sequence_cascade(engine: Engine, requests: Sequence[Query], rounds: int) ->
         if isinstance(event, Finished):
             result = event.result
             score = -result.stats["log_p"] / max(len(result.token_ids), 1)
-            if score > requests[event.index].alpha:
+            if result.error or score > requests[event.index].alpha:
                 deferred.append(event)
             else:
                 yield from (Token(event.index, text, Origin.DRAFTER) for text in (result.text,) if text)
@@ -227,11 +235,20 @@ def _sequence_cascade(engine: Engine, requests: Sequence[Query], rounds: int) ->
             spent = draft.result.stats
             figures = {**event.result.stats, "decided": 1, "deferred": 1.0, "deferral_rate": 1.0}
             figures["drafter_steps"] = spent["drafter_steps"]
+            figures["drafter_nan"] = int(draft.result.error is not None)
             for name in ("wall_s", "compile_s"):
                 figures[name] = round(figures[name] + spent[name], 4)
             figures["ttft_s"] = round(figures["ttft_s"] + spent["wall_s"], 4)
             figures["tokens_per_s"] = round(figures["tokens_out"] / figures["wall_s"], 4)
             yield Finished(draft.index, event.result._replace(stats=figures))
+
+
+def _failure(method: str, tokens: int) -> str:
+    who = "drafter" if method == "drafter_only" else "verifier"
+    return (
+        f"the {who} says NaN or infinity where token {tokens + 1} of the answer would be, so that the answer ends "
+        "before it: its weights should be finite numbers; where they are, set DTYPE='float32'"
+    )
 
 
 def _told(method: str, info: Info) -> Info:
