@@ -118,3 +118,62 @@ def test_streams_differ_by_request_position_and_purpose_only():
     alone = distributions.stream(keys[1:2], positions[1, 2:3], Purpose.ACCEPT)
     beside = distributions.stream(keys, positions, Purpose.ACCEPT)[1, 2]
     np.testing.assert_array_equal(jax.random.key_data(alone[0]), jax.random.key_data(beside))
+
+
+# Extremes: a distribution comes of every logits that are those of one.
+
+TINY, HUGE = (0.0, 1e-45, 1e-38, 1e-30, 1e-9, 1e-7), (100.0, 1e10, 3e38, np.inf)
+STEEP = (
+    [0.0, 200.0, -200.0, 1.0],
+    [3e38, -3e38, 1e30, 0.0],
+    [-3e38, -3e38, -3e38, -3.1e38],
+    [-np.inf, 5.0, -np.inf, 5.0],
+    [0.0, -1e30, -np.inf, 1e-30],
+    [1e-38, 2e-38, 0.0, -1e-38],
+)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("temperature", TINY)
+def test_tiny_temperatures_are_greedy(temperature, dtype):
+    logits = jnp.asarray([*STEEP, [1.0, 1.0 + 1e-6, 1.0, 0.0]], dtype)
+    cold = distributions.scaled(logits, sampling_of([Settings(0.0)] * len(logits)))
+    for beside in (Settings(temperature), Settings(1.0)):  # alone, and with a row that is sampled
+        rows = [Settings(temperature)] * (len(logits) - 1) + [beside]
+        found = distributions.scaled(logits, sampling_of(rows))
+        np.testing.assert_array_equal(found[:-1], cold[:-1])
+    cut = distributions.scaled(logits, sampling_of([Settings(temperature, 2, 0.5, 0.1)] * len(logits)))
+    np.testing.assert_array_equal(cut, cold)
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_k": 1}, {"top_p": 1e-45}, {"top_p": 1e-7}, {"min_p": 1.0}], ids=str)
+def test_no_logits_of_a_distribution_give_nan(cut):
+    for temperature in (*TINY, 1e-6, 1e-5, 0.1, 1.0, *HUGE):
+        for dtype in (jnp.float32, jnp.bfloat16):
+            logits = jnp.asarray(STEEP, dtype)
+            found = np.asarray(distributions.scaled(logits, sampling_of([Settings(temperature, **cut)] * len(STEEP))))
+            assert np.isfinite(found).all(), (temperature, dtype)
+            np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-5)
+            assert (found[3, [0, 2]] == 0).all() and found[4, 2] == 0
+            assert np.isfinite(distributions.log_normalizer(logits)).all()
+
+
+def test_the_normalizer_tells_logits_of_no_distribution():
+    bad = [[0.0, jnp.nan, 1.0], [0.0, jnp.inf, 1.0], [-jnp.inf] * 3, [jnp.inf, jnp.nan, 0.0], [jnp.nan] * 3]
+    for dtype in (jnp.float32, jnp.bfloat16):
+        assert not np.isfinite(jax.jit(distributions.log_normalizer)(jnp.asarray(bad, dtype))).any()
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 9)) * 100, jnp.float32)
+    np.testing.assert_allclose(
+        logits - distributions.log_normalizer(logits)[:, None], jax.nn.log_softmax(logits), rtol=1e-5, atol=1e-4
+    )
+
+
+def test_a_row_of_nan_does_not_touch_the_others():
+    logits = jnp.asarray([[0.0, 1.0, 2.0], [jnp.nan] * 3, [0.0, 1.0, 0.5]], jnp.float32)
+    keys = jax.random.split(jax.random.key(3), 3)
+    for settings in (Settings(0.0), Settings(1.0), Settings(0.7, top_k=2)):
+        sampling = sampling_of([settings] * 3)
+        found = distributions.scaled(logits, sampling)
+        calm = distributions.scaled(logits.at[1].set(0.0), sampling)
+        np.testing.assert_array_equal(found[::2], calm[::2])
+        np.testing.assert_array_equal(distributions.draw(found, keys)[::2], distributions.draw(calm, keys)[::2])

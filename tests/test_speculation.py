@@ -187,3 +187,70 @@ def test_gumbel_acceptance_is_bounded_below():
     error = 3 / np.sqrt(20_000)
     assert (np.asarray(same) >= (1 - distance) / (1 + distance) - error).all()
     assert (np.asarray(same) <= 1 - distance + error).all()
+
+
+# Extremes.
+
+STEEP = np.asarray(
+    [
+        [0, 200, -200, 1, 0, 3],
+        [-np.inf, 5, -np.inf, 5, 5, -1e30],
+        [300, 299, 0, -np.inf, -300, 1],
+        [3e38, -3e38, 0, 1, 2, 3],
+        [1, 1, 1, 1, 1, 1],
+    ],
+    np.float32,
+)
+ENDS = [Settings(temperature, *cut) for temperature in (0.0, 1e-9, 1e-4, 1.0, 100.0) for cut in ((), (1,), (0, 1e-7))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_rule_gives_a_distribution_at_the_extremes(name):
+    rows = [(q, p, settings) for q in STEEP for p in STEEP for settings in ENDS]
+    q, p = (jnp.asarray([row[i] for row in rows]) for i in (0, 1))
+    sampling = Sampling(*(x[:, 0] for x in wide_sampling([settings for _, _, settings in rows], 1)))
+    pair = pair_of(q, p, sampling)
+    low, high = rules.ALPHA_RANGE.get(RULES[name], (0.0, 1.0))
+    for alpha in {ALPHAS[name], max(low, -3e38), min(high, 3e38), low, high, 1.0 - 6e-8 if high == 1 else high}:
+        pi, defer = RULES[name](pair, jnp.full(len(rows), alpha, jnp.float32))
+        assert np.isfinite(pi).all() and (np.asarray(pi) >= 0).all(), alpha
+        np.testing.assert_allclose(jnp.sum(pi, axis=-1), 1, rtol=1e-5)
+        assert np.isfinite(defer).all()
+        rest = residual(pi, pair.q)
+        assert np.isfinite(rest).all() and np.isfinite(acceptance(pi, pair.q)).all()
+        np.testing.assert_allclose(jnp.sum(rest, axis=-1), 1, rtol=1e-5)
+
+
+def test_the_log_probability_of_a_token_far_down_is_a_number():
+    p = np.zeros((64, 4, 6), np.float32)
+    p[..., 0] = 250.0
+    _, out = block(rule=rules.lossless, p=p, drafts=np.full((64, 3), 2, np.int32))
+    np.testing.assert_allclose(out.log_p[:, :3], -250.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("coupling", ["maximal", "gumbel"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_judge_keeps_nothing_where_the_verifier_says_nan(coupling, value):
+    _, calm = block(coupling)
+    given, _ = block(coupling)
+    spoilt = given["p"].copy()
+    spoilt[::2, 1] = value
+    _, out = block(coupling, p=spoilt)
+    before = np.asarray(calm.accepted)
+    reached = (before >= 1) & (np.arange(64) % 2 == 0)
+    assert reached.any() and (np.asarray(out.accepted)[reached] == 1).all()
+    np.testing.assert_array_equal(out.failed, reached)
+    for ours, theirs in zip(out, calm, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours)[1::2], np.asarray(theirs)[1::2])
+    assert np.isfinite(out.expected).all() and np.isfinite(out.defer).all()
+
+
+def test_a_bonus_without_a_drafter_is_the_verifiers():
+    known = jnp.asarray(np.arange(64) % 2 == 0)
+    given, target = block("gumbel", "target", rule=rules.token_v1)
+    _, plain = block("gumbel", "verifier", rule=rules.token_v1)
+    arrays = [jnp.asarray(given[name]) for name in ("drafts", "lengths", "q", "p")]
+    row = jnp.ones((64,), jnp.float32)
+    sampling = Sampling(row, jnp.zeros((64,), jnp.int32), row, 0 * row)
+    mixed = judged(*arrays, given["keys"], rules.token_v1, 0.3 * row, sampling, "gumbel", "target", known)
+    np.testing.assert_array_equal(mixed.token, jnp.where(known, target.token, plain.token))

@@ -1,5 +1,8 @@
 """Append-only results: whole lines stay, torn ones do no harm."""
 
+import json
+import math
+
 import pytest
 
 from cascades.errors import UserError
@@ -53,3 +56,16 @@ def test_the_check_touches_nothing(tmp_path):
     for path in (tmp_path, tmp_path / "no" / "out.jsonl", tmp_path / "old.jsonl" / "out.jsonl"):
         with pytest.raises(UserError, match="results should go to a file"):
             records.check_writable(str(path))
+
+
+def test_what_json_does_not_know_becomes_null(tmp_path):
+    path = tmp_path / "out.jsonl"
+    write(path, [{"a": math.nan, "b": [1.5, -math.inf, {"c": (math.inf, 10**400)}], "d": "NaN"}])
+    line = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} was written"))
+    assert line == {"a": None, "b": [1.5, None, {"c": [None, 10**400]}], "d": "NaN"}
+
+
+def test_a_line_that_python_cannot_read_is_passed_over(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text('{"n": ' + "9" * 5000 + "}\n" + "[" * 100_000 + '\n{"n": 1}\n')
+    assert records.load(str(path)) == [{"n": 1}]

@@ -19,6 +19,7 @@ INFO = Info(
     histogram=np.array([[0, 0, 0], [1, 2, 2]]),
     drafted_at=np.array([[0, 0], [5, 3]]),
     accepted_at=np.array([[0, 0], [4, 2]]),
+    drafter_nan=np.array([0, 1]),
 )
 TIMES = {"wall_s": 2.0, "compile_s": 3.0, "prefill_s": 0.25, "ttft_s": 0.5}
 
@@ -29,6 +30,7 @@ def test_rates():
     assert stats["acceptance_rate"] == 0.75 and stats["rejection_rate"] == 0.25 and stats["deferral_rate"] == 0.3125
     assert stats["drafted_by_position"] == [5, 3]
     assert stats["acceptance_by_position"] == [0.8, 0.6667] and stats["accepted_histogram"] == [1, 2, 2]
+    assert stats["drafter_nan"] == 1
     assert stats["log_p"] == -7.25 and stats["accepted_by_rule"] == 1
 
 
@@ -53,4 +55,4 @@ def test_names():
         "verifier",
         "drafter",
     ]
-    assert [results.finish_name(i) for i in (1, 2, 3)] == ["eos", "length", "stop"]
+    assert [results.finish_name(i) for i in (1, 2, 3, 4)] == ["eos", "length", "stop", "error"]
