@@ -99,7 +99,6 @@ def test_a_wrong_line_costs_no_other(tmp_path, name):
 def test_what_may_stand_in_a_line(tmp_path):
     file = tmp_path / "in.jsonl"
     kept = {"prompt": "a", "n": 10**4000, "m": -(10**25), "x": [[[1e300, -0.0, 5e-324]]], "y": None, "text": 3}
-    file.write_bytes(
     mark = b"\xef\xbb\xbf"
     file.write_bytes(mark + json.dumps(kept).encode() + b"\r\n" + mark + b'"b"\r\n  \r\n\t"c" \n' + mark + b"\n")
     assert prompts.read(str(file)) == [kept, {"prompt": "b"}, {"prompt": "c"}]
