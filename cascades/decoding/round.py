@@ -90,7 +90,7 @@ def _verify(plan: Plan, params: Params, state: State, drafts: Draft) -> tuple[Bl
 
     def at_width(width: int):
         def run(carry):
-            _, cache = carry
+            _, cache, _ = carry
             tokens = jnp.concatenate([pending, drafts.tokens[:, : width - 1]], axis=1)
             output, cache = plan.verifier.extend(params, tokens, cache)
             positions = state.length[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
@@ -111,27 +111,28 @@ def _verify(plan: Plan, params: Params, state: State, drafts: Draft) -> tuple[Bl
                 plan.bonus if plan.drafter else "verifier",
                 drafts.scored,
             )
-            stands = jnp.where(state.running, state.length + block.accepted, state.verifier_cache.length)
-            cache = caches.rewind(cache, stands)
+            unread = jnp.zeros((), bool)
             if output.features is not None:
-                unread = state.running[:, None, None] & ~jnp.isfinite(output.features)
-                cache = when(jnp.any(unread), caches.scrub, cache)
+                unread = jnp.any(state.running[:, None, None] & ~jnp.isfinite(output.features))
             wide, missing = (0, 0), (0, k_max + 1 - width)
             log_p = jnp.pad(block.log_p[:, : width - 1], (wide, missing))
-            return block._replace(
+            block = block._replace(
                 lossless=jnp.pad(block.lossless, (wide, missing)),
                 expected=jnp.pad(block.expected, (wide, missing)),
                 defer=jnp.pad(block.defer, (wide, missing)),
                 log_p=jnp.concatenate([log_p, block.log_p[:, width - 1 :]], axis=1),
-            ), cache
+            )
+            return block, cache, unread
 
         return run
 
     need = jnp.max(drafts.length) + 1
-    carry = empty_block(state.length.shape[0], k_max), state.verifier_cache
+    carry = empty_block(state.length.shape[0], k_max), state.verifier_cache, jnp.zeros((), bool)
     for below, width in zip((0, *plan.widths), plan.widths, strict=False):
         carry = when((need > below) & (need <= width), at_width(width), carry)
-    return carry
+    block, cache, unread = carry
+    stands = jnp.where(state.running, state.length + block.accepted, state.verifier_cache.length)
+    return block, when(unread, caches.scrub, caches.rewind(cache, stands))
 
 
 def _emit(plan, state, drafts, block, verifier_cache, drafter_cache, lookahead_state, k_max) -> State:

