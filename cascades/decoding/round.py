@@ -76,23 +76,27 @@ def advance(plan: Plan, verifier_params: Params, drafter_params: Params, state: 
             forced >= 0,
         )
 
-    block, verifier_cache = _verify(plan, verifier_params, state, drafts)
-    return _emit(plan, state, drafts, block, verifier_cache, drafter_cache, lookahead_state, k_max)
+    drafts, block, verifier_cache, partial = _verify(plan, verifier_params, state, drafts)
+    return _emit(plan, state, drafts, block, partial, verifier_cache, drafter_cache, lookahead_state, k_max)
 
 
-def _verify(plan: Plan, params: Params, state: State, drafts: Draft) -> tuple[Block, Cache]:
+def _verify(plan: Plan, params: Params, state: State, drafts: Draft) -> tuple[Draft, Block, Cache, Bool[Array, " b"]]:
     """One verifier pass over each row's pending token and drafts, in the narrowest compiled width that holds them.
 
-    A draft that the verifier cannot read (NaN) leaves nothing in its cache once it is rejected.
-    """
-    pending = window(state.tokens, state.length - 1, 1, state.length)
-    k_max = drafts.tokens.shape[1]
+    A draft that the verifier cannot read (NaN) spoils what it says of its whole row, since a weight of 0 times NaN is
+    NaN. Such a row is read again without its drafts, which is enough to judge the first of them.
 
-    def at_width(width: int):
+    Returns:
+      The drafts that were judged, the verdict, the cache, and the rows that go on without a token behind their draft:
+      it was kept, and was not read.
+    """
+    k_max = drafts.tokens.shape[1]
+    pending = window(state.tokens, state.length - 1, 1, state.length)
+
+    def at_width(width: int, tokens: Array, length: Array):
         def run(carry):
             _, cache, _ = carry
-            tokens = jnp.concatenate([pending, drafts.tokens[:, : width - 1]], axis=1)
-            output, cache = plan.verifier.extend(params, tokens, cache)
+            output, cache = plan.verifier.extend(params, jnp.concatenate([pending, tokens[:, : width - 1]], 1), cache)
             positions = state.length[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
             keys = Keys(
                 accept=stream(state.key, positions[:, : width - 1], Purpose.ACCEPT),
@@ -100,7 +104,7 @@ def _verify(plan: Plan, params: Params, state: State, drafts: Draft) -> tuple[Bl
             )
             block = judge(
                 drafts.tokens[:, : width - 1],
-                drafts.length,
+                length,
                 drafts.logits[:, :width],
                 output.logits[:, :, : plan.vocab_size],
                 keys,
@@ -111,9 +115,9 @@ def _verify(plan: Plan, params: Params, state: State, drafts: Draft) -> tuple[Bl
                 plan.bonus if plan.drafter else "verifier",
                 drafts.scored,
             )
-            unread = jnp.zeros((), bool)
+            unread = jnp.zeros_like(state.running)
             if output.features is not None:
-                unread = jnp.any(state.running[:, None, None] & ~jnp.isfinite(output.features))
+                unread = state.running & ~jnp.all(jnp.isfinite(output.features), axis=(1, 2))
             wide, missing = (0, 0), (0, k_max + 1 - width)
             log_p = jnp.pad(block.log_p[:, : width - 1], (wide, missing))
             block = block._replace(
@@ -127,15 +131,29 @@ def _verify(plan: Plan, params: Params, state: State, drafts: Draft) -> tuple[Bl
         return run
 
     need = jnp.max(drafts.length) + 1
-    carry = empty_block(state.length.shape[0], k_max), state.verifier_cache, jnp.zeros((), bool)
+    carry = empty_block(state.length.shape[0], k_max), state.verifier_cache, jnp.zeros_like(state.running)
     for below, width in zip((0, *plan.widths), plan.widths, strict=False):
-        carry = when((need > below) & (need <= width), at_width(width), carry)
+        carry = when((need > below) & (need <= width), at_width(width, drafts.tokens, drafts.length), carry)
     block, cache, unread = carry
-    stands = jnp.where(state.running, state.length + block.accepted, state.verifier_cache.length)
-    return block, when(unread, caches.scrub, caches.rewind(cache, stands))
+    if not k_max:
+        return drafts, block, cache, jnp.zeros_like(unread)
+
+    spoilt = unread & (drafts.length > 0)
+    judged = drafts._replace(length=jnp.where(spoilt, 1, drafts.length))
+
+    def again(carry):
+        block, cache = carry
+        stands = jnp.where(spoilt, state.verifier_cache.length, state.length + block.accepted)  # the others stay
+        nothing = caches.scrub(caches.rewind(cache, stands)), unread
+        found, cache, _ = at_width(2, jnp.broadcast_to(pending, drafts.tokens.shape), judged.length)((block, *nothing))
+        return _where(spoilt, found, block), cache
+
+    block, cache = when(jnp.any(spoilt), again, (block, cache))
+    partial = spoilt & (block.accepted > 0)
+    return judged, block._replace(failed=block.failed & ~partial), cache, partial
 
 
-def _emit(plan, state, drafts, block, verifier_cache, drafter_cache, lookahead_state, k_max) -> State:
+def _emit(plan, state, drafts, block, partial, verifier_cache, drafter_cache, lookahead_state, k_max) -> State:
     """Appends each row's accepted drafts and the token behind them; rewinds both caches to what stands."""
     running = state.running
     column = jnp.arange(k_max + 1, dtype=jnp.int32)[None, :]
@@ -147,12 +165,12 @@ def _emit(plan, state, drafts, block, verifier_cache, drafter_cache, lookahead_s
     behind = bonus if plan.drafter else jnp.full_like(bonus, int(plan.alone))
     kept = jnp.where(jnp.pad(block.lossless, ((0, 0), (0, 1))), int(Origin.DRAFT), int(Origin.RULE))
     origins = jnp.where(column < accepted, kept, behind[:, None])
-    written = block.accepted + jnp.where(block.failed, 0, 1)
+    written = block.accepted + jnp.where(block.failed | partial, 0, 1)
     new, emitted = append(state, tokens, origins, written, plan.eos, block.failed)
     count = new.length - state.length
 
     if drafter_cache is not None:
-        held = state.length + jnp.minimum(drafts.cached, block.accepted)
+        held = jnp.minimum(state.length + jnp.minimum(drafts.cached, block.accepted), new.length - 1)
         took_part = drafts.cached >= 0
         drafter_cache = caches.rewind(drafter_cache, jnp.where(took_part, held, state.drafter_cache.length))
     verifier_cache = caches.rewind(verifier_cache, jnp.where(running, new.length - 1, state.verifier_cache.length))

@@ -22,13 +22,12 @@ LAWS = [("maximal", "verifier"), ("gumbel", "target"), ("maximal", "target"), ("
 
 
 @functools.cache
-def short(coupling="maximal", bonus="verifier", controller=None) -> Lab:
-    """A pair of table models with a drafter that holds 20 tokens."""
-    pair = lab(coupling, bonus)
-    plan = pair.programs.plan._replace(
-        drafter=table_model(6, context_length=CONTEXT), lookahead=controller or lookahead.fixed(3)
-    )
-    return pair._replace(programs=compile_plan(plan))
+def short(coupling="maximal", bonus="verifier", controller=None, rule=rules.lossless, context=CONTEXT) -> Lab:
+    """A pair of table models with a drafter that holds 20 tokens; with a context of 0, the verifier alone."""
+    drafter = table_model(6, context_length=context) if context else None
+    controller = controller or lookahead.fixed(3)
+    plan = Plan(table_model(6), drafter, rule, controller, K_MAX, 6, (EOS,), coupling, bonus)
+    return lab()._replace(programs=compile_plan(plan))
 
 
 def cases(settings=Settings(0.0), names=("lossless",), vocabulary=5):  # noqa: B008
@@ -70,16 +69,16 @@ def test_no_position_behind_the_context_is_drafted_or_scored():
 @pytest.mark.parametrize("settings", [Settings(1.0), Settings(0.7, top_k=3, min_p=0.05)], ids=str)
 def test_a_seeded_lossless_sample_is_the_one_without_a_drafter(settings):
     batch = request(cases(settings))
-    expected = texts(decode(lab("gumbel", "verifier", alone=True), batch))
+    expected = texts(decode(short("gumbel", context=0), batch))
     for law in (("gumbel", "verifier"), ("gumbel", "target")):
-        for forced in (0, 2, K_MAX, -1):
+        for forced in (0, 2, K_MAX):
             assert texts(decode(short(*law), batch, forced=forced)) == expected, (law, forced)
 
 
 def test_every_rule_is_the_verifiers_own_behind_the_context():
     # With the gumbel coupling the text is argmax(log pi + g), whatever the draft lengths: pi = p where there is no q.
     batch = cases(Settings(1.0), NAMES[1:])
-    pair = short("gumbel", "target")
+    pair = short("gumbel", "target", rule=any_rule)
     expected = []
     for case in batch:
         pi, _, p = case.tables(pair.q_table, pair.p_table)
@@ -149,7 +148,7 @@ def kind(name: str) -> tuple[Model, Model, dict, dict]:
 @functools.cache
 def of_kind(name: str, alone: bool = False, coupling="maximal") -> Lab:
     large, small, *weights = kind(name)
-    plan = Plan(large, None if alone else small, any_rule, lookahead.fixed(3), K_MAX, 32, coupling=coupling)
+    plan = Plan(large, None if alone else small, rules.lossless, lookahead.fixed(3), K_MAX, 32, coupling=coupling)
     return Lab(compile_plan(plan), *weights)
 
 

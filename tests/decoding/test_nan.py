@@ -17,6 +17,15 @@ K_MAX, BROKEN = 4, 2  # the token behind which a broken model says what it shoul
 LAWS = [("maximal", "verifier"), ("gumbel", "target"), ("maximal", "target")]
 
 
+@functools.cache
+def pair_of(coupling="maximal", bonus="verifier", alone=False, rule=rules.lossless, controller=None) -> Lab:
+    """A pair of table models, of which the drafter is a blur of the verifier, or the verifier alone."""
+    model = table_model(6)
+    controller = controller or lookahead.fixed(3)
+    plan = Plan(model, None if alone else model, rule, controller, K_MAX, 6, (EOS,), coupling, bonus)
+    return lab()._replace(programs=compile_plan(plan))
+
+
 def broken(params, value, only: int | None = None):
     """A table model that gives no distribution behind the token `BROKEN`: of one token, or of all."""
     rows = np.arange(params["table"].shape[0]) % params["table"].shape[1] == BROKEN
@@ -50,7 +59,7 @@ def finite(tree):
 @pytest.mark.parametrize("law", LAWS, ids="-".join)
 @pytest.mark.parametrize("what", BREAKS)
 def test_a_drafters_nan_does_not_change_the_text(law, what):
-    pair = lab(*law)
+    pair = pair_of(*law)
     expected = [greedy_text(pair, case) for case in cases()]
     met = 0
     for forced in (0, 2, K_MAX, -1):
@@ -62,23 +71,33 @@ def test_a_drafters_nan_does_not_change_the_text(law, what):
     assert met > 4
 
 
+@pytest.mark.parametrize(
+    "controller", [lookahead.heuristic(2), lookahead.verifier_guided(patience=2), lookahead.drafter_confidence(0.3)]
+)
+def test_no_controller_minds(controller):
+    pair = pair_of(controller=controller)
+    state = decode(pair._replace(drafter=broken(pair.drafter, jnp.nan)), request(cases()))
+    assert texts(state) == [greedy_text(pair, case) for case in cases()]
+    assert finite((state.info, state.lookahead, state.draft_logits)) and int(np.sum(state.silent)) > 0
+
+
 def test_a_row_that_met_nan_drafts_no_more_and_the_others_do():
-    pair = lab("maximal", "verifier")
+    pair = pair_of()
     pair = pair._replace(drafter=broken(pair.drafter, jnp.nan))
     state = decode(pair, request(cases()), forced=K_MAX)
     info = jax.tree.map(np.asarray, state.info)
     assert info.drafter_nan[1] == 1 and info.drafter_steps[1] == 1 and info.drafted[1] == 0  # its prompt ends so
     sound = request([case._replace(prompt=(1,), new=2) for case in cases()])
     assert int(np.sum(decode(pair, sound, forced=1).info.drafter_nan)) <= len(cases())
-    whole = decode(lab("maximal", "verifier"), request(cases()), forced=K_MAX)
+    whole = decode(pair_of(), request(cases()), forced=K_MAX)
     spared = info.drafter_nan == 0
     np.testing.assert_array_equal(info.drafted[spared], np.asarray(whole.info.drafted)[spared])
 
 
 @pytest.mark.parametrize("settings", [Settings(1.0), Settings(0.6, top_p=0.9)], ids=str)
 def test_a_seeded_sample_is_the_same_with_a_broken_drafter(settings):
-    pair = lab("gumbel", "verifier")
-    expected = texts(decode(lab("gumbel", "verifier", alone=True), request(cases(settings))))
+    pair = pair_of("gumbel")
+    expected = texts(decode(pair_of("gumbel", alone=True), request(cases(settings))))
     for forced in (1, K_MAX, -1):
         found = decode(pair._replace(drafter=broken(pair.drafter, jnp.nan)), request(cases(settings)), forced=forced)
         assert texts(found) == expected
@@ -110,7 +129,7 @@ def cut(pair, case):
 @pytest.mark.parametrize("law", LAWS, ids="-".join)
 @pytest.mark.parametrize("what", BREAKS)
 def test_a_verifiers_nan_ends_the_row_before_it(law, what):
-    pair = lab(*law)
+    pair = pair_of(*law)
     expected = [cut(pair, case) for case in cases()]
     ended = np.asarray([text != greedy_text(pair, case) for text, case in zip(expected, cases(), strict=True)])
     assert ended.any() and not ended.all() and len(expected[1]) == 1
@@ -120,29 +139,29 @@ def test_a_verifiers_nan_ends_the_row_before_it(law, what):
         np.testing.assert_array_equal(state.finish, np.where(ended, int(Finish.ERROR), int(Finish.LENGTH)))
         assert finite((state.info, state.lookahead))
         info, new = state.info, np.asarray(state.length) - [len(case.prompt) for case in cases()]
-        np.testing.assert_array_equal(info.accepted + info.rounds - ended, new)
+        np.testing.assert_array_equal(np.asarray(info.accepted) + np.asarray(info.rounds) - ended, new)
 
 
 def test_a_verifier_alone_and_one_that_is_nan_throughout():
-    alone = lab(alone=True)
+    alone = pair_of(alone=True)
     state = decode(alone._replace(verifier=broken(alone.verifier, jnp.nan)), request(cases()))
     assert texts(state) == [cut(lab(), case) for case in cases()]
-    for pair in (alone, lab("gumbel", "verifier")):
+    for pair in (alone, pair_of("gumbel")):
         state = decode(pair._replace(verifier={"table": jnp.full((36, 6), jnp.nan)}), request(cases()))
         assert texts(state) == [case.prompt for case in cases()]
         assert (np.asarray(state.finish) == Finish.ERROR).all()
 
 
 def test_a_rule_that_looks_at_the_drafter_only_meets_the_verifiers_nan_too():
-    pair = lab("maximal", "verifier")
-    batch = request([case._replace(rule="chow", alpha=1.0) for case in cases()])
+    pair = pair_of(rule=rules.chow)
+    batch = request(cases())._replace(alpha=jnp.ones((len(cases()),), jnp.float32))
     state = decode(pair._replace(verifier={"table": jnp.full((36, 6), jnp.nan)}), batch, forced=K_MAX)
     assert texts(state) == [case.prompt for case in cases()]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 def test_a_sampled_row_ends_as_well(temperature):
-    pair = lab("maximal", "verifier")
+    pair = pair_of()
     state = decode(
         pair._replace(verifier=broken(pair.verifier, jnp.nan)), request(cases(Settings(temperature))), forced=K_MAX
     )
@@ -155,7 +174,9 @@ def test_a_sampled_row_ends_as_well(temperature):
 # Caches: a weight of 0 times NaN is NaN.
 
 SHAPE = {"vocab_size": 32, "d_model": 16, "d_ff": 32, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8}
-CONFIG = models.DecoderConfig(**SHAPE, context_length=SLOTS, num_layers=2, window=5, local_layers=(True, False))
+CONFIG = models.DecoderConfig(
+    **SHAPE, context_length=SLOTS, num_layers=2, tied_head=False, window=5, local_layers=(True, False)
+)
 
 
 @functools.cache
@@ -165,8 +186,7 @@ def transformer(cache: str | None) -> tuple[Lab, Lab]:
     params = model.init(jax.random.key(0))
     params["final_norm"]["scale"] *= 4
     params["embed"]["embedding"] = params["embed"]["embedding"].at[jnp.asarray([0, 7])].set(jnp.nan)
-    if "head" not in params:
-        params["head"] = {"kernel": model.init(jax.random.key(0))["embed"]["embedding"]}
+    params["head"]["kernel"] = params["head"]["kernel"].at[jnp.asarray([0, 7])].set(0.0)  # nor does it say them
     stubborn = {"table": jnp.zeros((32 * 32, 32), jnp.float32).at[:, 7].set(50.0)}
     plans = (Plan(model, drafter, rules.lossless, lookahead.fixed(3), K_MAX, 32) for drafter in (table_model(32), None))
     first, second = (Lab(compile_plan(plan), params, stubborn) for plan in plans)
