@@ -7,10 +7,9 @@ import threading
 from typing import Any
 
 import numpy as np
-import orbax.checkpoint as ocp
 
 from cascades.checkpoints import configs, names
-from cascades.checkpoints.reader import Path, Reader, flatten, unflatten
+from cascades.checkpoints.reader import Path, Reader, Stored, flatten, unflatten
 from cascades.checkpoints.sources import AnyPath, first_line
 from cascades.errors import UserError
 from cascades.models import DecoderConfig
@@ -27,9 +26,9 @@ def open_reader(directory: AnyPath, preset: str | None = None) -> Reader:
     Raises:
       UserError: not a checkpoint, cut off, or of sizes that no preset has.
     """
-    paths = _paths(directory)
-    where = {name: path for name, (path, _) in paths.items()}
-    shapes = {name: shape for name, (_, shape) in paths.items()}
+    leaves = _leaves(directory)
+    where = {name: path for name, (path, _) in leaves.items()}
+    shapes = {name: tuple(leaf.shape) for name, (_, leaf) in leaves.items()}
     config = configs.from_gemma(shapes, str(directory), preset=preset)
     lock = threading.Lock()  # orbax runs an event loop a restore
 
@@ -42,12 +41,19 @@ def open_reader(directory: AnyPath, preset: str | None = None) -> Reader:
 
 def read_config(directory: AnyPath, preset: str | None = None) -> DecoderConfig:
     """The architecture that the checkpoint's sizes, or `preset`, tell."""
-    shapes = {name: shape for name, (_, shape) in _paths(directory).items()}
+    shapes = {name: each.shape for name, each in stored(directory).items()}
     return configs.from_gemma(shapes, str(directory), preset=preset)
 
 
-def _paths(directory: AnyPath) -> dict[str, tuple[Path, tuple[int, ...]]]:
-    """For every tensor's name, flat and nested form alike, its path in the stored tree and its shape."""
+def stored(directory: AnyPath) -> dict[str, Stored]:
+    """Every tensor but the image encoder's, from the metadata alone."""
+    return {name: Stored(tuple(leaf.shape), str(leaf.dtype)) for name, (_, leaf) in _leaves(directory).items()}
+
+
+def _leaves(directory: AnyPath) -> dict[str, tuple[Path, Any]]:
+    """For every tensor's name, flat and nested form alike, its path in the stored tree, and its shape and dtype."""
+    import orbax.checkpoint as ocp  # late: it takes as long as all other imports together
+
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.metadata(directory).item_metadata.tree
@@ -61,11 +67,13 @@ def _paths(directory: AnyPath) -> dict[str, tuple[Path, tuple[int, ...]]]:
         if "/mlp/" in name:
             name = name.removesuffix("/w")
         if names.is_weight(name):
-            found[name] = (path, tuple(leaf.shape))
+            found[name] = (path, leaf)
     return found
 
 
 def _restore(directory: AnyPath, path: Path) -> np.ndarray:
+    import orbax.checkpoint as ocp  # late: it takes as long as all other imports together
+
     item: Any = unflatten({path: 0})
     arguments = unflatten({path: ocp.RestoreArgs(restore_type=np.ndarray)})
     try:

@@ -18,7 +18,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
 from cascades.checkpoints import gguf_configs, gguf_keys, names
-from cascades.checkpoints.reader import Reader, check, empty
+from cascades.checkpoints.reader import Reader, Stored, check, empty
 from cascades.checkpoints.sources import AnyPath
 from cascades.errors import UserError
 from cascades.models import DecoderConfig
@@ -362,3 +362,8 @@ def _dequantize(info: TensorInfo, mapped: np.ndarray, dtype) -> np.ndarray:
         row = packed[None, i * size : (i + blocks) * size]
         flat[i * block : (i + blocks) * block] = _unpack(row, info.kind)
     return out
+
+
+def stored(path: pathlib.Path) -> dict[str, Stored]:
+    """Every tensor, from the headers of all parts."""
+    return {name: Stored(info.shape, info.kind.name) for name, info in read_parts(path).tensors.items()}

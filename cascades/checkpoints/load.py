@@ -3,6 +3,7 @@
 import os
 import pathlib
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -56,14 +57,14 @@ def load(
       UserError: not found, not a model, cut off, of an architecture that is not known, or with tensors missing, left
         over or misshapen (all are named at once).
     """
-    path = _descend(sources.resolve(uri))
-    if (path / orbax.CONFIG).exists():
+    path = descend(sources.resolve(uri))
+    if format_of(path) is orbax:
         places = None if shardings is None else shardings(abstract_params(orbax.read_config(path), dtype))
         config, params = orbax.load(path, dtype, shardings=places)
         params = quantization.pack_all(params, weights) if weights else params
-        params |= _shared(path, config, verifier)
+        params |= shared_part(path, config, verifier)
     else:
-        reader = _open(path, preset)
+        reader = open_reader(path, preset)
         places = None if shardings is None else shardings(_abstract(reader, dtype, weights))
         pack = quantization.packer(weights) if weights else None
         config, params = reader.config, read_params(reader, dtype, shardings=places, pack=pack, progress=progress)
@@ -75,8 +76,12 @@ def _abstract(reader: Reader, dtype, weights: str | None) -> Params:
     return quantization.pack_all(like, weights) if weights else like
 
 
-def _shared(path: AnyPath, config: Config, verifier: Params | None) -> Params:
-    """The part of a drafter that is its verifier's."""
+def shared_part(path: AnyPath, config: Config, verifier: Params | None) -> Params:
+    """The part of a drafter that is its verifier's.
+
+    Raises:
+      UserError: no verifier was given, or one of other widths.
+    """
     names = orbax.shared(path)
     if not names:
         return {}
@@ -109,27 +114,33 @@ def read_config(path: str | os.PathLike, preset: str | None = None) -> Config:
     Raises:
       UserError: as `load`.
     """
-    path = _descend(sources.resolve(path))
+    path = descend(sources.resolve(path))
+    form = format_of(path)
+    if form is gguf:
+        file = pathlib.Path(path)
+        return gguf.read_config(file, gguf.read_header(file), preset)
+    return form.read_config(path) if form in (orbax, t5x) else form.read_config(path, preset)
+
+
+def format_of(path: AnyPath) -> ModuleType:
+    """The module that reads the checkpoint at a path."""
     if (path / orbax.CONFIG).exists():
-        return orbax.read_config(path)
+        return orbax
     if isinstance(path, pathlib.Path):  # in a bucket there are only orbax's and T5X's
         if path.is_file():
-            return gguf.read_config(path, gguf.read_header(path), preset)
+            return gguf
         if _has_safetensors(path):
-            return safetensors.read_config(path, preset)
-    return t5x.read_config(path) if t5x.is_checkpoint(path) else gemma.read_config(path, preset)
+            return safetensors
+    return t5x if t5x.is_checkpoint(path) else gemma
 
 
-def _open(path: AnyPath, preset: str | None) -> Reader:
-    if isinstance(path, pathlib.Path):
-        if path.is_file():
-            return gguf.open_reader(path, preset)
-        if _has_safetensors(path):
-            return safetensors.open_reader(path, preset)
-    return t5x.open_reader(path) if t5x.is_checkpoint(path) else gemma.open_reader(path, preset)
+def open_reader(path: AnyPath, preset: str | None) -> Reader:
+    """Opens a checkpoint that others wrote; nothing of its weights is read."""
+    form = format_of(path)
+    return form.open_reader(path) if form is t5x else form.open_reader(path, preset)
 
 
-def _descend(path: AnyPath) -> AnyPath:
+def descend(path: AnyPath) -> AnyPath:
     """The file or directory that holds the weights: archives often wrap it in one more directory.
 
     Raises:

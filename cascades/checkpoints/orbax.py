@@ -1,21 +1,21 @@
 """Our own checkpoints: orbax parameters, `cascades.json`, and the tokenizer's files beside them."""
 
+import contextlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from cascades.checkpoints import configs, gguf
 from cascades.checkpoints.json_files import read_object
-from cascades.checkpoints.reader import check, flatten, unflatten
+from cascades.checkpoints.reader import Stored, check, flatten, unflatten
 from cascades.checkpoints.sources import TOKENIZER_FILES, AnyPath, bucket, bucket_errors, first_line
 from cascades.errors import UserError
-from cascades.models import Config, abstract_params
+from cascades.models import Config, T5Config, abstract_params
 from cascades.typing import Params
 
 CONFIG = "cascades.json"
@@ -46,6 +46,8 @@ def save(
     Raises:
       UserError: the directory is taken, or the parameters do not fit the config.
     """
+    import orbax.checkpoint as ocp  # late: it takes as long as all other imports together
+
     target = writable(directory)
     check("the parameters to save", _shapes(abstract_params(config)), _shapes(params))
     in_place = jax.process_count() > 1 or not isinstance(target, pathlib.Path)
@@ -87,9 +89,11 @@ def load(directory: AnyPath, dtype, *, shardings: Params | None = None) -> tuple
     Raises:
       UserError: cut off, or tensors that do not fit its config.
     """
+    import orbax.checkpoint as ocp  # late: it takes as long as all other imports together
+
     config = read_config(directory)
-    _check_files(directory)
-    where = directory / PARAMS
+    check_whole(directory)
+    check_tensors(directory, config)
     left_out = shared(directory)
     abstract = {path: leaf for path, leaf in flatten(abstract_params(config, dtype)).items() if path[0] not in left_out}
     places = {} if shardings is None else flatten(shardings)
@@ -98,14 +102,44 @@ def load(directory: AnyPath, dtype, *, shardings: Params | None = None) -> tuple
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places.get(path, default))
         for path, leaf in abstract.items()
     }
+    with _damage(directory), ocp.StandardCheckpointer() as checkpointer:
+        return config, checkpointer.restore(directory / PARAMS, unflatten(target))
+
+
+def stored(directory: AnyPath) -> dict[str, Stored]:
+    """Every stored parameter by its path, from the metadata alone.
+
+    Raises:
+      UserError: cut off or damaged.
+    """
+    import orbax.checkpoint as ocp  # late: it takes as long as all other imports together
+
+    with _damage(directory), ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(directory / PARAMS).item_metadata.tree
+        return {"/".join(path): Stored(tuple(leaf.shape), str(leaf.dtype)) for path, leaf in flatten(tree).items()}
+
+
+def check_tensors(directory: AnyPath, config: Config) -> None:
+    """Raises a UserError unless the stored parameters are those of `config`, without what a drafter shares."""
+    left_out, found = shared(directory), stored(directory)
+    layers = config.num_layers + (config.num_decoder_layers if isinstance(config, T5Config) else 0)
+    if layers > len(found):  # a number of layers may be anything, and too many to build
+        raise UserError(
+            f"{directory} should hold {layers} layers, as {CONFIG} says, but has {len(found)} tensors: convert the "
+            "model again."
+        )
+    kept = {name: leaf for name, leaf in abstract_params(config).items() if name not in left_out}
+    check(str(directory), _shapes(kept), {name: each.shape for name, each in found.items()})
+
+
+@contextlib.contextmanager
+def _damage(directory: AnyPath) -> Iterator[None]:
+    """Turns what orbax raises about a checkpoint into one sentence."""
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            stored = checkpointer.metadata(where).item_metadata.tree
-            check(str(directory), _shapes(unflatten(abstract)), _shapes(stored))
-            return config, checkpointer.restore(where, unflatten(target))
+        yield
+    except UserError:
+        raise
     except (ValueError, OSError, AttributeError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{directory} is cut off or damaged ({first_line(error)}): convert the model again.") from None
 
 
@@ -187,8 +221,8 @@ def _files(directory: AnyPath) -> dict[str, int]:
     return {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
 
 
-def _check_files(directory: AnyPath) -> None:
-    """Finds what an interrupted copy left out: orbax would tell it with tracebacks from its own threads."""
+def check_whole(directory: AnyPath) -> None:
+    """Raises a UserError for what an interrupted copy left out: orbax would tell it with its threads' tracebacks."""
     if not isinstance(directory, pathlib.Path):
         return
     for name, size in _description(directory)["files"].items():

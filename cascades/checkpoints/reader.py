@@ -40,6 +40,13 @@ class Tensor(NamedTuple):
 Table = Mapping[Path, Tensor]
 
 
+class Stored(NamedTuple):
+    """A tensor as its file has it, told by a header. kind: its type, as the format spells it."""
+
+    shape: tuple[int, ...]
+    kind: str
+
+
 class Reader(NamedTuple):
     """An opened checkpoint.
 
@@ -84,7 +91,7 @@ def read_params(
     Raises:
       UserError: names every missing, unused and misshapen tensor together, before anything is read.
     """
-    check(reader.label, {tensor.name: tensor.shape for tensor in reader.table.values()}, reader.shapes)
+    check_tensors(reader)
     abstract = flatten(abstract_params(reader.config, dtype))
     places = {} if shardings is None else flatten(shardings)
 
@@ -153,6 +160,11 @@ def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
     raw = np.empty(count + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + count].view(dtype).reshape(shape)
+
+
+def check_tensors(reader: Reader) -> None:
+    """Raises a UserError, as `check` does, unless the checkpoint holds the tensors that its table names."""
+    check(reader.label, {tensor.name: tensor.shape for tensor in reader.table.values()}, reader.shapes)
 
 
 def check(label: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from cascades.checkpoints import huggingface_configs, names, quantized, shards, t5
 from cascades.checkpoints.json_files import read_object
-from cascades.checkpoints.reader import Path, Reader, Tensor, empty
+from cascades.checkpoints.reader import Path, Reader, Stored, Tensor, empty
 from cascades.checkpoints.shards import INDEX
 from cascades.errors import UserError
 from cascades.models import Config, T5Config, presets
@@ -192,3 +192,10 @@ def _mapped(path: pathlib.Path, name: str) -> np.ndarray:
         start, stop = json.loads(file.read(length))[name]["data_offsets"]
     raw = np.memmap(path, np.uint8, "r", shape=os.path.getsize(path))
     return raw[8 + length + start : 8 + length + stop]
+
+
+def stored(directory: pathlib.Path) -> dict[str, Stored]:
+    """Every tensor of the files that are read, from their headers."""
+    files = shards.Shards(directory)
+    opened = {name: files.tensor(name) for name in files.where}
+    return {name: Stored(tuple(each.get_shape()), str(each.get_dtype())) for name, each in opened.items()}

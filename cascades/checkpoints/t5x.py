@@ -11,7 +11,7 @@ import tensorstore as ts
 from flax import serialization
 
 from cascades.checkpoints import t5
-from cascades.checkpoints.reader import Reader, empty, flatten
+from cascades.checkpoints.reader import Reader, Stored, empty, flatten
 from cascades.checkpoints.sources import AnyPath, first_line
 from cascades.errors import UserError
 from cascades.models import T5Config
@@ -48,8 +48,13 @@ def open_reader(directory: AnyPath) -> Reader:
 
 def read_config(directory: AnyPath) -> T5Config:
     """The architecture that the checkpoint's sizes tell."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in _tensors(directory).items()}
+    shapes = {name: each.shape for name, each in stored(directory).items()}
     return t5.from_t5x(shapes, str(directory))
+
+
+def stored(directory: AnyPath) -> dict[str, Stored]:
+    """Every parameter by its path; large ones are opened, not read."""
+    return {name: Stored(tuple(each.shape), each.dtype.name) for name, each in _tensors(directory).items()}
 
 
 def _tensors(directory: AnyPath) -> dict[str, Any]:

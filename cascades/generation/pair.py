@@ -1,23 +1,18 @@
 """A verifier and its drafter in memory."""
 
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from cascades import checkpoints, hosts, tokenizers
 from cascades.checkpoints.sources import tokenizer_directory
-from cascades.errors import UserError
-from cascades.models import build, logical_axes
+from cascades.models import build, logical_axes, pairing
 from cascades.models.ngram import assisted, ngram
 from cascades.sharding import Layout
 from cascades.tokenizers import Tokenizer
 from cascades.typing import Model, Params
-
-_NGRAM = re.compile(r"ngram://(\d+)(?:\+(.+))?")
 
 
 class Language(NamedTuple):
@@ -72,17 +67,10 @@ def load_pair(
     Raises:
       UserError: a model cannot be had, or the two do not share a vocabulary.
     """
-    name, match = drafter, _NGRAM.fullmatch(drafter or "")
-    if name is not None and name.startswith("ngram") and not match:
-        raise UserError(
-            "an n-gram drafter is written ngram://N with N from 1, as in ngram://3, or ngram://N+URI to help another, "
-            f"not {name!r}"
-        )
-    order, drafter = (int(match[1]), match[2]) if match else (None, drafter)
+    name, (order, drafter) = drafter, pairing.split_drafter(drafter)
     large = _load(verifier, verifier_preset, dtype, weights, cache, layout, kernels)
     large = large._replace(tokenizer=large.tokenizer.using(chat_template))
-    if large.model.reads is not None:
-        raise UserError(f"{verifier} is a drafter that reads another model's hidden states: it cannot be a VERIFIER")
+    pairing.check_verifier(large.model, verifier)
     if name is None:
         return Pair(large, None)
     if drafter is None:
@@ -97,11 +85,7 @@ def load_pair(
         tokenizers.check_same_vocabulary(tokenizer, large.tokenizer)  # before the weights, which take longer
         knobs = drafter_preset, dtype, drafter_weights, drafter_cache, drafter_layout, kernels
         small = _load(drafter, *knobs, verifier=large.params)
-    if small.model.start != large.model.start:
-        raise UserError(
-            f"{drafter} cannot draft for {verifier}: an encoder–decoder and a decoder, or two that begin their answers "
-            "with other tokens, do not go together"
-        )
+    pairing.check_starts(large.model, small.model, (verifier, drafter))
     if small.model.reads is not None:
         large = _keeping(large, small)
     if order is not None:
@@ -122,12 +106,7 @@ def _keeping(verifier: Language, drafter: Language) -> Language:
     """The verifier with caches that keep what its drafter reads."""
     assert verifier.keeping is not None
     model = verifier.keeping()
-    width = jax.eval_shape(lambda: model.init_cache(1, 1)).features.shape[-1]
-    if width != drafter.model.reads:
-        raise UserError(
-            f"{drafter.name} was made for another verifier: it reads hidden states of {drafter.model.reads} numbers, "
-            f"and those of {verifier.name} have {width}"
-        )
+    pairing.check_features(model, drafter.model, (verifier.name, drafter.name))
     return verifier._replace(model=model)
 
 

@@ -73,6 +73,11 @@ def _compile(source: str) -> tuple[jinja2.Template, frozenset[str]]:
         ) from None
 
 
+def check(source: str) -> None:
+    """Raises a UserError unless a template parses."""
+    _compile(source)
+
+
 def render(source: str, messages: Sequence[Any], special_tokens: Mapping[str, str]) -> str:
     """The conversation as one text, ending where the assistant's answer begins.
 

@@ -47,7 +47,7 @@ def test_a_taken_target_is_found_before_anything_is_read(tmp_path):
 def launch(monkeypatch):
     """Returns the launcher's `main`, with flags of its own."""
     monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
-    for name in ("DEFINE_string",):
+    for name in ("DEFINE_string", "DEFINE_multi_string", "DEFINE_boolean"):
         define = getattr(flags, name)
         monkeypatch.setattr(flags, name, lambda *args, define=define: define(*args, flag_values=flags.FLAGS))
     spec = importlib.util.spec_from_file_location("launch_convert", LAUNCHER)
@@ -71,6 +71,8 @@ def test_the_launcher(launch, build, write_gguf, tmp_path, capsys):
         (["--source=x"], "--source and --target are both needed"),
         (["--sauce=x"], "sauce"),
         (["x"], "unexpected argument 'x'"),
+        (["--inspect=x", "--source=y"], "leave --source and --target out"),
+        (["--inspect=x", "--inspect=y", "--inspect=z"], "one model or a pair"),
     ],
 )
 def test_a_bad_command_line_is_one_sentence(launch, tmp_path, capsys, arguments, reason):
@@ -92,3 +94,29 @@ def test_a_damaged_source_leaves_nothing(launch, build, write_gguf, tmp_path):
 def test_help(launch, capsys):
     launch("--help")
     assert "--source" in capsys.readouterr().out
+
+
+def test_a_model_is_inspected(launch, build, write_gguf, tmp_path, capsys):
+    source = write_gguf(build("llama"))
+    launch(f"--inspect={source}")
+    out = capsys.readouterr().out
+    assert out.startswith(f"model             {source}\n") and "it would load" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+@pytest.mark.parametrize("arguments", [["--inspect={0}", "--inspect={0}"], ["--inspect", "{0}", "{0}"]])
+def test_a_pair_is_inspected(launch, build, write_gguf, capsys, arguments):
+    source = write_gguf(build("llama"))
+    launch(*(each.format(source) for each in arguments), "--json")
+    report = json.loads(capsys.readouterr().out)
+    assert report["loads"] and report["pair"]["shared_vocabulary"] == 48
+
+
+@pytest.mark.parametrize("uris", [["{0}"], ["{0}", "ngram://3"], ["{0}/nothing"]])
+def test_what_would_be_refused_is_printed_and_the_exit_code_is_2(launch, build, write_gguf, capsys, uris):
+    source = write_gguf(build("llama"), without=("blk.0.attn_q.weight",))
+    with pytest.raises(SystemExit) as exit_:
+        launch(*(f"--inspect={uri.format(source)}" for uri in uris))
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert "refused" in captured.out and captured.err == ""

@@ -120,7 +120,8 @@ def rewrite(directory, change):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda content: content.update(format=2), "format 1 was expected"),
+        (lambda content: content.update(format=2), "format 2"),
+        (lambda content: content["config"].update(num_layers=10**6), "should hold 1000000 layers"),
         (lambda content: content.pop("config"), "cannot be read"),
         (lambda content: content["config"].update(experts=8), "gives experts"),
         (lambda content: content["config"].pop("d_ff"), "d_ff"),

@@ -1,0 +1,134 @@
+"""What a checkpoint holds and what `load` would refuse of it, told by its headers: no weights are read."""
+
+import contextlib
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from cascades.checkpoints import gemma, gguf, orbax, safetensors, sources, t5x
+from cascades.checkpoints.load import descend, format_of, open_reader, read_config
+from cascades.checkpoints.reader import Stored, check_tensors
+from cascades.checkpoints.sources import AnyPath
+from cascades.errors import UserError
+from cascades.models import Config, count_params
+
+FORMATS = {
+    orbax: "cascades (orbax)",
+    gguf: "GGUF",
+    safetensors: "Hugging Face (safetensors)",
+    t5x: "T5X",
+    gemma: "released Gemma (orbax)",
+}
+# int32: of the ids that a drafter's head scores.
+_PLAIN = {"f64", "f32", "f16", "bf16", "float64", "float32", "float16", "bfloat16", "int32"}
+
+
+class Problem(NamedTuple):
+    """Why something would be refused. part: of what."""
+
+    part: str
+    reason: str
+
+
+class Contents(NamedTuple):
+    """A checkpoint without its weights.
+
+    path: where the weights lie, None where none were found. tokenizer: where its tokenizer is to be looked for.
+    form: the name of its format. size: bytes of its files, None in a bucket. tensors: all that the files hold, by name.
+    config: the architecture, None where it cannot be read. parameters: of it, None unless it is that of the tensors.
+    shared: parts of a drafter that are its verifier's.
+    problems: what `load` would refuse, one a part.
+    """
+
+    path: AnyPath | None
+    tokenizer: pathlib.Path | None
+    form: str | None
+    size: int | None
+    tensors: Mapping[str, Stored]
+    config: Config | None
+    parameters: int | None
+    shared: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many weights are stored in each type, the most first."""
+        counts: dict[str, int] = {}
+        for shape, kind in self.tensors.values():
+            counts[kind] = counts.get(kind, 0) + math.prod(shape)
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+    @property
+    def quantised(self) -> tuple[str, ...]:
+        """The types of tensors that are no plain numbers, the most weights first."""
+        return tuple(kind for kind in self.kinds if kind.lower() not in _PLAIN)
+
+
+class Attempts:
+    """Runs what may be refused, and keeps why: one problem for each reason. known: those from before."""
+
+    def __init__(self, known: Iterable[Problem] = ()):
+        self.problems = list(known)
+
+    def __call__(self, part: str, function: Callable[[], Any], default: Any = None) -> Any:
+        """Returns what `function` does, or `default` where it raises a UserError."""
+        try:
+            return function()
+        except UserError as error:
+            # A header that cannot be read stops all that follows, with the same words.
+            if all(str(error) != problem.reason for problem in self.problems):
+                self.problems.append(Problem(part, str(error)))
+            return default
+
+
+def contents(uri: str | os.PathLike, preset: str | None = None) -> Contents:
+    """Opens a checkpoint as `load` does, but goes on where `load` would stop: nothing is raised for a bad input.
+
+    Args:
+      uri, preset: as in `load`.
+    """
+    attempt = Attempts()
+    root = attempt("file", lambda: sources.resolve(uri))
+    path = None if root is None else attempt("file", lambda: descend(root))
+    if path is None:
+        tokenizer = root if isinstance(root, pathlib.Path) else None
+        return Contents(None, tokenizer, None, None, {}, None, None, (), tuple(attempt.problems))
+    form = format_of(path)
+    tensors = attempt("file", lambda: form.stored(path), {})
+    shared: tuple[str, ...] = ()
+    if form is orbax:
+        config = attempt("config", lambda: read_config(path))
+        shared = attempt("file", lambda: orbax.shared(path), ())
+        attempt("file", lambda: orbax.check_whole(path))
+        if config is not None:
+            attempt("tensors", lambda: orbax.check_tensors(path, config))
+    else:
+        config = _foreign(attempt, path, preset, tensors)
+    # Of a config that no tensors bear out, a size may be anything, and its parameters too many to count.
+    parameters = None if config is None or attempt.problems else count_params(config)
+    tokenizer = attempt("tokenizer", lambda: sources.tokenizer_directory(path))
+    known = FORMATS[form], _size(path), tensors, config, parameters, shared
+    return Contents(path, tokenizer, *known, tuple(attempt.problems))
+
+
+def _foreign(attempt: Attempts, path: AnyPath, preset: str | None, tensors: Mapping[str, Stored]) -> Config | None:
+    """The architecture of a checkpoint that others wrote; one that is refused is tried part by part."""
+    with contextlib.suppress(UserError):
+        opened = open_reader(path, preset)
+        check_tensors(opened)
+        return opened.config
+    config = attempt("config", lambda: read_config(path, preset))
+    if config is not None:
+        attempt("tensors", lambda: check_tensors(open_reader(path, preset)))
+    if format_of(path) is gguf and tensors:
+        attempt("tensors", lambda: gguf.check_types(gguf.read_parts(pathlib.Path(path))))
+    return config
+
+
+def _size(path: AnyPath) -> int | None:
+    if not isinstance(path, pathlib.Path):
+        return None
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    return sum(each.stat().st_size for each in files)
