@@ -21,6 +21,7 @@ ROOMS = (
     "quantization",
     "checkpoints",
     "tokenizers",
+    "inspection",
     "generation",
     "training",
     "experiments",
