@@ -7,7 +7,7 @@ from gguf import TokenType
 
 from cascades.checkpoints.gguf import read_header
 from cascades.errors import UserError
-from cascades.tokenizers import byte_level, gguf_keys, huggingface, sentencepiece
+from cascades.tokenizers import byte_level, gguf_keys, huggingface, sentencepiece, templates
 from cascades.tokenizers.base import Tokenizer, end_of_turn_ids
 
 
@@ -34,6 +34,7 @@ def _byte_level(table: dict[str, Any], path: pathlib.Path) -> Tokenizer:
     defined = [piece for piece, kind in zip(pieces, kinds, strict=True) if kind == TokenType.USER_DEFINED]
     fast = byte_level.build(pieces, table["merges"], rules, list(control), defined)
     bos_id, add_bos = gguf_keys.begin(table, control, rules.add_bos, path)
+    chats, remarks = templates.without_empty(gguf_keys.templates(table), str(path))
     return Tokenizer(
         split=huggingface.splitter(fast),
         pieces=pieces,
@@ -46,8 +47,10 @@ def _byte_level(table: dict[str, Any], path: pathlib.Path) -> Tokenizer:
         eos_ids=end_of_turn_ids(gguf_keys.ends(table, control, path), control, ids),
         add_bos=add_bos,
         end_id=table["eos_token_id"] if table.get("add_eos_token") else None,
-        chat_template=gguf_keys.templates(table).get("default"),
+        chat_template=chats.get(templates.DEFAULT),
+        chat_templates=chats,
         special_tokens=_special_tokens(table, bos_id),
+        remarks=remarks,
     )
 
 
@@ -72,6 +75,7 @@ def _sentencepiece(table: dict[str, Any], path: pathlib.Path) -> Tokenizer:
     )
     control = {piece: i for i, (piece, kind) in enumerate(zip(pieces, kinds, strict=True)) if kind == TokenType.CONTROL}
     bos_id, add_bos = gguf_keys.begin(table, control, True, path)
+    chats, remarks = templates.without_empty(gguf_keys.templates(table), str(path))
     return sentencepiece.build(
         proto,
         bos_id=bos_id,
@@ -79,8 +83,10 @@ def _sentencepiece(table: dict[str, Any], path: pathlib.Path) -> Tokenizer:
         add_bos=add_bos,
         end_id=table["eos_token_id"] if table.get("add_eos_token") else None,
         source=str(path),
-        chat_template=gguf_keys.templates(table).get("default"),
+        chat_template=chats.get(templates.DEFAULT),
+        chat_templates=chats,
         special_tokens=_special_tokens(table, bos_id),
+        remarks=remarks,
     )
 
 

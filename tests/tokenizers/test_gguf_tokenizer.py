@@ -81,6 +81,18 @@ def test_the_chat_template_writes_the_turns(write_gguf, gpt2_keys):
     ]  # one BOS, though the model wants one and the template writes it
 
 
+def test_named_templates_are_chosen_and_an_empty_one_is_told(write_gguf, gpt2_keys):
+    gpt2_keys.pop("tokenizer.chat_template", None)
+    named = {"tokenizer.chat_template.tool_use": "T{{ messages[0].content }}", "tokenizer.chat_templates": ["tool_use"]}
+    tokenizer = gguf.load(write_gguf(**(gpt2_keys | named)))
+    assert tokenizer.has_chat_template
+    with pytest.raises(UserError, match="tool_use.*CHAT_TEMPLATE"):
+        tokenizer.chat([{"role": "user", "content": "x"}])
+    assert tokenizer.decode(tokenizer.using("tool_use").chat([{"role": "user", "content": "x"}])) == "Tx"
+    empty = gguf.load(write_gguf(chat_template=" ", **gpt2_keys))
+    assert not empty.has_chat_template and "is empty and counts as none" in empty.remarks[0]
+
+
 def test_end_of_turn_tokens_are_control_tokens_whatever_the_file_says(write_gguf, gpt2_keys):
     kinds = [1 if kind == 3 else kind for kind in gpt2_keys["token_type"]]
     tokenizer = gguf.load(write_gguf(**(gpt2_keys | {"token_type": kinds})))
