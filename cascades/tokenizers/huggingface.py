@@ -111,6 +111,16 @@ def load(directory: pathlib.Path) -> Tokenizer:
     )
 
 
+def _copied(content: str) -> tokenizers.Tokenizer:
+    """A tokenizer of what another wrote; merges that the package once took from a file it may refuse of itself."""
+    try:
+        return tokenizers.Tokenizer.from_str(content)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(
+            f"the tokenizer's merges should be built of its pieces, but are not ({str(error)[:200]}): fetch it again."
+        ) from None
+
+
 def splitter(fast: tokenizers.Tokenizer) -> Split:
     """`Tokenizer.split` around a `tokenizers.Tokenizer`. Added tokens that are not control tokens are always found."""
     ids = {token.content: index for index, token in fast.get_added_tokens_decoder().items() if token.special}
@@ -121,7 +131,7 @@ def splitter(fast: tokenizers.Tokenizer) -> Split:
         content = fast.to_str()
         if "BPE" not in type(fast.model).__name__:
             content = _without(content, ids)
-        copy = tokenizers.Tokenizer.from_str(content)
+        copy = _copied(content)
         copy.encode_special_tokens = True
         return copy
 
@@ -132,7 +142,7 @@ def splitter(fast: tokenizers.Tokenizer) -> Split:
         after = before.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
         if before == after:
             return plain()
-        copy = tokenizers.Tokenizer.from_str(after)
+        copy = _copied(after)
         copy.encode_special_tokens = True
         return copy
 
@@ -209,7 +219,7 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
         raise
     except BaseException as error:
         raise UserError(
-            f"{path} should be a Hugging Face tokenizer, but cannot be read ({error}): fetch it again."
+            f"{path} should be a Hugging Face tokenizer, but cannot be read ({str(error)[:200]}): fetch it again."
         ) from error
 
 

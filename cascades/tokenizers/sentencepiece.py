@@ -52,8 +52,13 @@ def load(path: pathlib.Path, room: int | None = None) -> Tokenizer:
     proto = protos.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
-    except (DecodeError, OSError):
+        spec = proto.trainer_spec
+        texts = [*(piece.piece for piece in proto.pieces), spec.bos_piece, spec.eos_piece, spec.unk_piece]
+    except (DecodeError, UnicodeDecodeError, OSError):
         proto.Clear()
+        texts = []
+    if not all(isinstance(text, str) for text in texts):  # protobuf gives what is no UTF-8 as bytes
+        raise UserError(f"{path} should name its pieces in UTF-8, but is damaged: fetch it again.")
     if not proto.pieces:
         raise UserError(f"{path} should be a SentencePiece model, but it is not: give the model's tokenizer.model.")
     settings = files.read(path.parent)
