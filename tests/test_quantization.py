@@ -152,11 +152,11 @@ def test_a_bad_kind_is_told(tiny_files, capsys):
 def test_nan_is_not_lost_in_int8(kind, value):
     kernel, x = np.eye(4, dtype=np.float32), np.ones((2, 4), np.float32)
     x[1, 2] = value
-    sound = pack_all({"kernel": jnp.asarray(kernel)}, kind)["kernel"]
+    sound = pack_all({"up": {"kernel": jnp.asarray(kernel)}}, kind)["up"]["kernel"]
     found = np.asarray(sound.contract(jnp.asarray(x)))
     assert np.isfinite(found[0]).all() and not np.isfinite(found[1]).all()
     kernel[3, 1] = value
     for array in (kernel, jnp.asarray(kernel)):
-        broken = pack_all({"kernel": array}, kind)["kernel"]
+        broken = pack_all({"up": {"kernel": array}}, kind)["up"]["kernel"]
         found = np.asarray(broken.contract(jnp.ones((1, 4), jnp.float32)))[0]
         assert np.isfinite(found[:3]).all() and not np.isfinite(found[3])
