@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cascades import cache as caches
 from cascades.decoding.control import when
@@ -130,25 +131,34 @@ def _verify(plan: Plan, params: Params, state: State, drafts: Draft) -> tuple[Dr
 
         return run
 
-    need = jnp.max(drafts.length) + 1
-    carry = empty_block(state.length.shape[0], k_max), state.verifier_cache, jnp.zeros_like(state.running)
-    for below, width in zip((0, *plan.widths), plan.widths, strict=False):
-        carry = when((need > below) & (need <= width), at_width(width, drafts.tokens, drafts.length), carry)
-    block, cache, unread = carry
-    if not k_max:
-        return drafts, block, cache, jnp.zeros_like(unread)
+    def attempt(carry):
+        turn, block, cache, spoilt = carry
+        first = turn == 0
+        tokens = jnp.where(first, drafts.tokens, pending)
+        length = jnp.where(spoilt, 1, drafts.length)
+        need = jnp.where(first, jnp.max(drafts.length) + 1, 2)
+        found = empty_block(spoilt.shape[0], k_max), cache, jnp.zeros_like(spoilt)
+        for below, width in zip((0, *plan.widths), plan.widths, strict=False):
+            found = when((need > below) & (need <= width), at_width(width, tokens, length), found)
+        new, cache, unread = found
+        block = _where(first | spoilt, new, block)
+        unread &= first & (drafts.length > 0)
 
-    spoilt = unread & (drafts.length > 0)
+        def clean(cache: Cache) -> Cache:
+            stands = jnp.where(unread, state.verifier_cache.length, state.length + block.accepted)  # the others stay
+            return caches.scrub(caches.rewind(cache, stands))
+
+        return turn + 1, block, when(jnp.any(unread), clean, cache), spoilt | unread
+
+    def more(carry):
+        turn, _, _, spoilt = carry
+        return (turn == 0) | ((turn == 1) & jnp.any(spoilt))
+
+    none = jnp.zeros_like(state.running)
+    carry = jnp.int32(0), empty_block(none.shape[0], k_max), state.verifier_cache, none
+    # A loop, so that the passes of all widths are compiled once.
+    _, block, cache, spoilt = lax.while_loop(more, attempt, carry) if k_max else attempt(carry)
     judged = drafts._replace(length=jnp.where(spoilt, 1, drafts.length))
-
-    def again(carry):
-        block, cache = carry
-        stands = jnp.where(spoilt, state.verifier_cache.length, state.length + block.accepted)  # the others stay
-        nothing = caches.scrub(caches.rewind(cache, stands)), unread
-        found, cache, _ = at_width(2, jnp.broadcast_to(pending, drafts.tokens.shape), judged.length)((block, *nothing))
-        return _where(spoilt, found, block), cache
-
-    block, cache = when(jnp.any(spoilt), again, (block, cache))
     partial = spoilt & (block.accepted > 0)
     return judged, block._replace(failed=block.failed & ~partial), cache, partial
 
