@@ -1,6 +1,7 @@
 """Sweeps: once for real on a tiny pair, and what is run, kept and left out with a stand-in for the models."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -118,6 +119,45 @@ def test_fixed_lengths_share_a_program(run, monkeypatch, tmp_path):
     assert mine[0].block_efficiency == alone.block_efficiency == 1.0 and mine[0].acceptance is None
     assert 1.0 < mine[1].block_efficiency <= 2.0 < 3.0 and mine[2].block_efficiency > mine[1].block_efficiency
     assert len({line["text"] for line in lines(tmp_path) if line["input"]["prompt"] == "the quick"}) == 1
+
+
+def test_an_infinite_threshold_is_json_and_is_not_run_again(run, calls, tmp_path, monkeypatch):
+    stub = module.complete
+
+    def complete(engine, requests, *, shapes):
+        results = stub(engine, requests, shapes=shapes)
+        return [result._replace(stats=result.stats | {"wall_s": 1.0, "log_p": -math.inf}) for result in results]
+
+    monkeypatch.setattr(module, "complete", complete)
+    rows = run(rules=[(rules.opt, (-math.inf, 0.5, math.inf))])
+    assert [row.alpha for row in rows] == [None, -math.inf, 0.5, math.inf]
+    text = (tmp_path / "out" / "results.jsonl").read_text()
+    found = [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in text.splitlines()]
+    assert {line["alpha"] for line in found} == {None, "-inf", 0.5, "inf"}
+    assert all(line["stats"]["log_p"] is None for line in found)
+    calls.clear()
+    assert run(rules=[(rules.opt, (-math.inf, 0.5, math.inf))]) == rows and calls == []
+
+
+def test_an_answer_that_failed_ends_a_sweep(run, calls, tmp_path, monkeypatch):
+    stub = module.complete
+
+    def complete(engine, requests, *, shapes):
+        results = stub(engine, requests, shapes=shapes)
+        bad = requests[0].prompt == "a small model" and requests[0].max_new_tokens > 4
+        return [result._replace(finish_reason="error", error="NaN") if bad else result for result in results]
+
+    monkeypatch.setattr(module, "complete", complete)
+    with pytest.raises(UserError, match="prompt 2 of 3 has no answer with verifier_only: NaN"):
+        run()
+    assert calls and {line["input"]["prompt"] for line in lines(tmp_path)} == {"the quick"}
+
+
+def test_a_bad_line_ends_a_sweep_before_it_begins(run, calls, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "the"}\n{"prompt": "a", "n": NaN}\n')
+    with pytest.raises(UserError, match="line 2 of .*prompts.jsonl holds NaN, which is no JSON"):
+        run()
+    assert not calls and not (tmp_path / "out").exists()
 
 
 def test_points_are_timed_side_by_side_and_never_twice(run, calls, tmp_path):
