@@ -255,4 +255,5 @@ def _append_by_selects(buffer: Array, new: Array, length: Int[Array, " b"]) -> A
     new = new.astype(buffer.dtype)
     for token in range(new.shape[2]):
         buffer = jnp.where(behind == token, new[:, :, token : token + 1], buffer)
-    return buffer
+    # XLA of jax 0.12 would select once more inside what reads the buffer, and for that keep a copy of the old one.
+    return lax.optimization_barrier(buffer)
