@@ -1,6 +1,8 @@
 """Strict settings for every test: no silent broadcasting of ranks, no silent promotion of dtypes."""
 
+import gc
 import os
+import pathlib
 
 import jax
 import pytest
@@ -16,6 +18,19 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_threefry_partitionable", True)
+
+
+MOST_MAPS = 20_000  # regions of memory; Linux ends a process at 65,530, and each compiled program takes several
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Frees what a process has compiled before it is too much: a test may compile programs of a gigabyte."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and sum(1 for _ in maps.open("rb")) > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
