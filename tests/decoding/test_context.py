@@ -94,6 +94,7 @@ def test_every_rule_is_the_verifiers_own_behind_the_context():
         assert texts(decode(pair, request(batch), forced=forced)) == expected, forced
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "controller", [lookahead.heuristic(2), lookahead.verifier_guided(patience=2), idler(7)], ids=lambda c: c.name
 )
@@ -166,6 +167,7 @@ def test_models_of_every_kind(name):
             assert texts(decode(of_kind(name), request([case]))) == [text]
 
 
+@pytest.mark.slow
 def test_a_token_cascade_keeps_to_both():
     # The host holds it to the drafter's context: within it, it is what it was.
     plan = Plan(*kind("decoder")[:2], rules.chow, lookahead.fixed(0), 1, 32)

@@ -71,6 +71,7 @@ def test_a_drafters_nan_does_not_change_the_text(law, what):
     assert met > 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "controller", [lookahead.heuristic(2), lookahead.verifier_guided(patience=2), lookahead.drafter_confidence(0.3)]
 )
@@ -94,6 +95,7 @@ def test_a_row_that_met_nan_drafts_no_more_and_the_others_do():
     np.testing.assert_array_equal(info.drafted[spared], np.asarray(whole.info.drafted)[spared])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [Settings(1.0), Settings(0.6, top_p=0.9)], ids=str)
 def test_a_seeded_sample_is_the_same_with_a_broken_drafter(settings):
     pair = pair_of("gumbel")
@@ -152,6 +154,7 @@ def test_a_verifier_alone_and_one_that_is_nan_throughout():
         assert (np.asarray(state.finish) == Finish.ERROR).all()
 
 
+@pytest.mark.slow
 def test_a_rule_that_looks_at_the_drafter_only_meets_the_verifiers_nan_too():
     pair = pair_of(rule=rules.chow)
     batch = request(cases())._replace(alpha=jnp.ones((len(cases()),), jnp.float32))
