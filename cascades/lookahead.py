@@ -189,7 +189,7 @@ _PROBING = 0.02  # most of the time that probes may cost where drafting does not
 
 
 def verifier_guided(memory: float = 0.97, prior: float = 2.0, patience: int = 8, longest_wait: int = 64) -> DraftLength:
-    """Drafts as long as the verifier's past verdicts say that it pays (method.md, section 5; this project's own).
+    """Drafts as long as the verifier's past verdicts say that it pays (this project's own).
 
     After a round the verifier's expected acceptance a = 1 - D_TV(pi, q) of every position it judged is known
     exactly. It is averaged, decayed, over all positions (A) and by how confident the drafter was (a(confidence)). Of

@@ -26,7 +26,7 @@ class Settings:
       log-probability, in nats a token, above which the verifier answers instead. k_max: longest draft. lookahead: how
       many tokens to draft next; a function that makes one is called.
     temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
-    coupling, bonus: see method.md, sections 1 and README. seed: of all random numbers.
+    coupling, bonus: see `speculation.judge`. seed: of all random numbers.
     max_new_tokens: per request. context: most tokens of prompt and answer; None is what the prompts need.
     batch_size: requests that are decoded together. stop: strings that end an answer, or one. ignore_eos: for
       benchmarks.

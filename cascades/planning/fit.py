@@ -66,7 +66,14 @@ def fit(
 
 
 def best_k(acceptance: float, draft: float, verify: Sequence[float]) -> tuple[int, float]:
-    """Returns argmax over k of (1 + a + … + a^k) / (k c + v_k), and its value (method.md, section 3)."""
+    """Returns argmax over k of (1 + a + … + a^k) / (k c + v_k), and its value.
+
+    Tokens that a round of k drafts earns over what it costs (Leviathan et al., arXiv 2211.17192, section 3.4, with a
+    cost of its own for each width of the verifier's pass).
+
+    Args:
+      acceptance: a, of every draft. draft: c, a drafter step. verify: v_k for k from 0, in the same unit.
+    """
     speeds = [sum(acceptance**i for i in range(k + 1)) / (k * draft + cost) for k, cost in enumerate(verify)]
     return max(range(len(speeds)), key=speeds.__getitem__), max(speeds)
 
