@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from cascades.checkpoints import gguf_keys
-from cascades.checkpoints.families import FAMILY, GEMMA3_LOCAL_THETA, Keys, Shapes, linear, period, rounded
+from cascades.checkpoints.families import FAMILY, GEMMA3_LOCAL_THETA, Shapes, linear, period
+from cascades.checkpoints.gguf_keys import Metadata
 from cascades.errors import UserError
 from cascades.models import DecoderConfig, RopeScaling
 from cascades.models.layers import rope_frequencies
@@ -50,7 +51,7 @@ def from_gguf(
             "give a model of one of these."
         )
     gguf_keys.check(metadata, label, family)
-    keys = Keys(
+    keys = Metadata(
         {key.removeprefix(f"{family}."): value for key, value in metadata.items() if key.startswith(f"{family}.")},
         label,
         preset,
@@ -66,12 +67,12 @@ def from_gguf(
     fields["rope_scaling"] = _rope_scaling(keys, fields, shapes, rope_factors, family)
     _check_repeats(keys, fields, label, family)
     try:
-        return DecoderConfig(**rounded(fields))
+        return DecoderConfig(**_rounded(fields))
     except UserError as error:
         raise UserError(f"{label} describes a model that cannot be: {error}") from None
 
 
-def _sizes(keys: Keys, shapes: Shapes, tokens: Any) -> dict[str, Any]:
+def _sizes(keys: Metadata, shapes: Shapes, tokens: Any) -> dict[str, Any]:
     num_heads = keys.need("attention.head_count", "num_heads")
     d_model = keys.need("embedding_length", "d_model")
     rows = _rows(shapes, "token_embd.weight") or (len(tokens) if isinstance(tokens, list) else 0)
@@ -93,11 +94,17 @@ def _sizes(keys: Keys, shapes: Shapes, tokens: Any) -> dict[str, Any]:
     }
 
 
+def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
+    """GGUF keeps float32: 9.999999974752427e-07 was meant to be 1e-06."""
+    given = [name for name in ("norm_eps", "rope_theta", "local_rope_theta") if fields.get(name)]
+    return fields | {name: float(f"{fields[name]:.7g}") for name in given}
+
+
 def _rows(shapes: Shapes, name: str) -> int | None:
     return shapes[name][0] if name in shapes else None
 
 
-def _sliding(keys: Keys, fields: Mapping[str, Any], family: str) -> dict[str, Any]:
+def _sliding(keys: Metadata, fields: Mapping[str, Any], family: str) -> dict[str, Any]:
     """What Gemma 2 and 3 have beside the others: sliding layers, caps, and another scale of queries."""
     num_layers, length = fields["num_layers"], 2 if family == "gemma2" else 6
     window = keys.need("attention.sliding_window", "window")
@@ -141,7 +148,7 @@ def _large_gemma_scale(family: str, num_layers: int, d_model: int, num_heads: in
 
 
 def _rope_scaling(
-    keys: Keys, fields: Mapping[str, Any], shapes: Shapes, factors: np.ndarray | None, family: str
+    keys: Metadata, fields: Mapping[str, Any], shapes: Shapes, factors: np.ndarray | None, family: str
 ) -> RopeScaling | None:
     """As llama.cpp's loader: no type is linear, the factor has an older name, and no factor or 0 is no scaling."""
     longrope = next((name for name in _LONGROPE if name in shapes), None)
@@ -180,7 +187,7 @@ def _from_factors(factors: np.ndarray, fields: Mapping[str, Any], original: int,
     raise UserError(f"{label} holds a rope_freqs.weight that is not Llama 3's, which cannot be read: give another.")
 
 
-def _check_repeats(keys: Keys, fields: Mapping[str, Any], label: str, family: str) -> None:
+def _check_repeats(keys: Metadata, fields: Mapping[str, Any], label: str, family: str) -> None:
     """Refuses a key that says something else than what this model computes."""
     head_dim, theta = fields["head_dim"], fields["rope_theta"]
     rotary = keys.get("rope.dimension_count", head_dim)

@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 
 from cascades.errors import UserError
+from cascades.models import presets
 
 
 class Kind(NamedTuple):
@@ -113,6 +114,36 @@ _OTHER_FILES = {
     "diffusion": "a diffusion model",
     "xielu": "a model with another activation (xIELU)",
 }
+
+
+class Metadata:
+    """Lookups among the keys of an architecture, then in the preset, if one is named.
+
+    values: without the architecture's name before them, checked. label: what messages call the file.
+    """
+
+    def __init__(self, values: Mapping[str, Any], label: str, name: str | None):
+        self.values = values
+        self.label = label
+        self.preset = None if name is None else presets.decoder_preset(name)
+
+    def get(self, key: str, default: Any) -> Any:
+        value = self.values.get(key, default)
+        # Some converters write one value a layer where all are alike.
+        if isinstance(value, np.ndarray) and key != "attention.sliding_window_pattern":
+            if len(set(value.tolist())) != 1:
+                raise UserError(f"{self.label} gives a {key} that differs between layers, which cannot be read.")
+            return value[0].item()
+        return value
+
+    def default(self, field: str, default: Any) -> Any:
+        return default if self.preset is None else getattr(self.preset, field)
+
+    def need(self, key: str, field: str | None = None) -> Any:
+        value = self.get(key, None if field is None else self.default(field, None))
+        if value is None:
+            raise UserError(f"{self.label} should say {key}, but does not: name its preset, or give another file.")
+        return value
 
 
 def check(metadata: Mapping[str, Any], label: str, family: str) -> None:
