@@ -33,7 +33,7 @@ def start(files, *arguments, **options):
     )
 
 
-def wait_for_lines(file, count, process, seconds=200):
+def wait_for_lines(file, count, process, seconds=tiny.PATIENCE):
     """Waits until a run has written so many lines."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -54,7 +54,7 @@ def test_an_interrupt_keeps_what_is_finished(tiny_files, tmp_path):
     process = start(tiny_files, *arguments)
     wait_for_lines(file, 1, process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=tiny.PATIENCE)
     assert process.returncode == 130, err
     assert "Traceback" not in err and err.splitlines()[-1] == "interrupted"
     assert "tok/s" in err  # the table of what was finished
@@ -65,7 +65,7 @@ def test_an_interrupt_keeps_what_is_finished(tiny_files, tmp_path):
     process = start(tiny_files, *arguments)
     wait_for_lines(file, len(first) + 1, process)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=tiny.PATIENCE)
     both = tiny.lines(file)
     assert both[: len(first)] == first and len(both) > len(first)
     same = both[len(first)]
@@ -96,7 +96,7 @@ class Terminal:
         os.close(slave)
         self.text = ""
 
-    def read_until(self, pattern, seconds=200):
+    def read_until(self, pattern, seconds=tiny.PATIENCE):
         """Reads on until the pattern is found behind what was read before; returns what was read."""
         start, end = len(self.text), time.monotonic() + seconds
         while not re.search(pattern, self.text[start:]):
@@ -121,7 +121,7 @@ class Terminal:
             while data := os.read(self.master, 1 << 16):
                 self.text += data.decode("utf-8", "replace")
         os.close(self.master)
-        return self.process.wait(60)
+        return self.process.wait(tiny.PATIENCE)
 
 
 def plain(text):

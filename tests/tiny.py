@@ -203,6 +203,7 @@ def write_folder(folder: Path, params: dict, tokenizer: tokenizers.Tokenizer) ->
 
 # Running the launcher.
 
+PATIENCE = 600  # seconds; on the busiest machine only a process that hangs takes longer
 CACHING = {
     "jax_compilation_cache_dir": None,
     "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -267,7 +268,7 @@ def environment(files: Files) -> dict[str, str]:
 
 def run(files: Files, *arguments: str, **options) -> subprocess.CompletedProcess:
     """Runs `launch/decode.py` in a process of its own, from another folder."""
-    settings = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 240} | options
+    settings = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": PATIENCE} | options
     return subprocess.run(command(*arguments), env=environment(files), cwd=Path(files.verifier).parent, **settings)
 
 

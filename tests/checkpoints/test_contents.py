@@ -160,11 +160,11 @@ def test_gigabytes_of_weights_are_not_read(build, write_huggingface):
         file.write(len(text).to_bytes(8, "little") + text)
     os.truncate(folder / "model.safetensors", 8 + len(text) + end)  # a hole, which takes no room on the disk
     contents(folder)  # what is imported and traced once
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     found = contents(folder)
     assert found.problems == () and found.size is not None and found.size > 8 * 2**30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_the_dtype_of_a_checkpoint_is_that_of_its_file(build, tmp_path):

@@ -95,7 +95,7 @@ def test_a_header_that_lies(tmp_path, name):
     path = tmp_path / "model.gguf"
     path.write_bytes(LIES[name])
     tracemalloc.start()
-    begin = time.monotonic()
+    begin = time.process_time()
     try:
         with pytest.raises(UserError) as error:
             reader.read_header(path)
@@ -104,7 +104,7 @@ def test_a_header_that_lies(tmp_path, name):
         tracemalloc.stop()
     sentence = str(error.value)
     assert sentence.startswith(str(path)) and "\n" not in sentence and len(sentence) < 500
-    assert time.monotonic() - begin < 5 and peak < 1 << 22
+    assert time.process_time() - begin < 5 and peak < 1 << 22
 
 
 def test_the_builder_writes_what_can_be_read(tmp_path):

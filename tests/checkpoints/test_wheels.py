@@ -83,7 +83,7 @@ def test_a_cached_file_without_its_note_is_read_again(index):
 
 
 def test_two_at_once(index, tmp_path, monkeypatch):
-    barrier = threading.Barrier(2, timeout=20)
+    barrier = threading.Barrier(2, timeout=600)
     run = wheels.subprocess.run
 
     def both(command, **keywords):

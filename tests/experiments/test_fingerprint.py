@@ -35,7 +35,7 @@ def test_another_process_finds_the_same():
         "from cascades import lookahead, rules; from cascades.experiments import fingerprint as f;"
         "print(f.digest(f.of_code(lookahead.verifier_guided())), f.of_rule(rules.token_v3))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=600)
     assert done.stdout.split() == [code(lookahead.verifier_guided()), fingerprint.of_rule(rules.token_v3)]
 
 

@@ -319,6 +319,6 @@ def test_the_launcher_explains_itself(tiny_files, tmp_path):
         env=tiny.environment(tiny_files),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=tiny.PATIENCE,
     )
     assert done.returncode == 0 and "--output_dir" in done.stdout and "deferral rules" in done.stdout
