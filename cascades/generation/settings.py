@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cascades import rules
+from cascades import checks, rules
 from cascades.decoding import sees_drafter_only
 from cascades.errors import UserError
 from cascades.lookahead import DraftLength, given_costs, verifier_guided
 from cascades.rules import Pair, Target
+
+__all__ = ["METHODS", "Settings"]
 
 METHODS = ("speculative", "verifier_only", "drafter_only", "token_cascade", "oracle_cascade", "sequence_cascade")
 
@@ -56,29 +58,29 @@ class Settings:
     costs: tuple[float, tuple[float, ...]] | None = None
 
     def __post_init__(self):
-        _one_of("METHOD", self.method, METHODS)
-        _one_of("COUPLING", self.coupling, ("maximal", "gumbel"))
-        _one_of("BONUS", self.bonus, ("verifier", "target"))
+        checks.one_of("METHOD", self.method, METHODS)
+        checks.one_of("COUPLING", self.coupling, ("maximal", "gumbel"))
+        checks.one_of("BONUS", self.bonus, ("verifier", "target"))
         _rule(self.rule)
         object.__setattr__(self, "lookahead", _controller(self.lookahead))
         low, high = rules.ALPHA_RANGE.get(self.plain_rule, (-math.inf, math.inf))
         name = getattr(self.rule, "__name__", "this rule")
         if self.method == "sequence_cascade":
             low, high, name = 0.0, math.inf, "a sequence cascade"
-        _number("ALPHA", self.alpha, low, high, f" for {name}", infinite=True)
-        _whole("K_MAX", self.k_max, 1, 64)
-        _number("TEMPERATURE", self.temperature, 0.0, 100.0)
-        _whole("TOP_K", self.top_k, 0, 1 << 30)
-        _number("TOP_P", self.top_p, 0.0, 1.0)
+        checks.number(f"ALPHA for {name}", self.alpha, low, high, infinite=True)
+        checks.whole("K_MAX", self.k_max, 1, 64)
+        checks.number("TEMPERATURE", self.temperature, 0.0, 100.0)
+        checks.whole("TOP_K", self.top_k, 0, 1 << 30)
+        checks.number("TOP_P", self.top_p, 0.0, 1.0)
         if self.top_p == 0:
             raise UserError("TOP_P must be greater than 0 (1 turns it off), not 0")
-        _number("MIN_P", self.min_p, 0.0, 1.0)
-        _whole("SEED", self.seed, 0, (1 << 32) - 1)
-        _whole("MAX_NEW_TOKENS", self.max_new_tokens, 1, 1 << 24)
-        _whole("BATCH_SIZE", self.batch_size, 1, 4096)
+        checks.number("MIN_P", self.min_p, 0.0, 1.0)
+        checks.whole("SEED", self.seed, 0, (1 << 32) - 1)
+        checks.whole("MAX_NEW_TOKENS", self.max_new_tokens, 1, 1 << 24)
+        checks.whole("BATCH_SIZE", self.batch_size, 1, 4096)
         if self.context is not None:
-            _whole("CONTEXT", self.context, 2, 1 << 24)
-        _one_of("IGNORE_EOS", self.ignore_eos, (True, False))
+            checks.whole("CONTEXT", self.context, 2, 1 << 24)
+        checks.switch("IGNORE_EOS", self.ignore_eos)
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, list | tuple) or not all(isinstance(text, str) and text for text in stop):
             raise UserError(f"STOP must be a list of strings that are not empty, as in ['\\n\\n'], not {self.stop!r}")
@@ -146,19 +148,3 @@ def _controller(lookahead) -> DraftLength:
     if not isinstance(found, DraftLength):
         raise UserError(wanted)
     return found
-
-
-def _one_of(name: str, value, choices: tuple) -> None:
-    if value not in choices or type(value) is not type(choices[0]):  # 1 is not True
-        raise UserError(f"{name} must be {' or '.join(map(str, choices))}, not {value!r}")
-
-
-def _whole(name: str, value, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise UserError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
-
-
-def _number(name: str, value, low: float, high: float, what: str = "", infinite: bool = False) -> None:
-    real = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-    if not real or not low <= value <= high or (math.isinf(value) and not infinite):
-        raise UserError(f"{name}{what} must be a number from {low:g} to {high:g}, not {value!r}")
