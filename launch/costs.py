@@ -8,4 +8,4 @@ It says from which acceptance on drafting k tokens pays here, and prints COSTS f
 from cascades import config
 
 if __name__ == "__main__":
-    config.run("cascades.experiments.costs.costs")
+    config.run("cascades.experiments.costs.costs", base="configs/costs.gin")

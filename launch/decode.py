@@ -26,5 +26,6 @@ flags.DEFINE_string("output", None, "A JSONL file to which a line is appended fo
 if __name__ == "__main__":
     config.run(
         "cascades.experiments.decode.decode",
+        base="configs/decode.gin",
         flags=("prompt", "input", "output", "distributed", "coordinator", "processes", "process"),
     )

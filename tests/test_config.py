@@ -10,6 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from cascades import config, rules
+from cascades.config import statements
 from cascades.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,8 +129,7 @@ def test_includes_are_found_beside_the_working_folder_and_under_the_repository(f
     (folder / "repository" / "parts").mkdir(parents=True)
     (folder / "repository" / "parts" / "alpha.gin").write_text("include 'base.gin'\nALPHA = 0.7\n")
     assert "there is no gin file parts/alpha.gin" in error(*GIVEN, path="run.gin")
-    monkeypatch.setattr(config, "_ROOT", folder / "repository")
-    config.gin.add_config_file_search_path(str(folder / "repository"))
+    monkeypatch.setattr(statements, "ROOT", folder / "repository")
     assert called(*GIVEN, path="run.gin")["alpha"] == 0.7
 
 
@@ -232,7 +232,7 @@ def test_a_misspelt_knob_comes_before_the_required_one_that_it_meant():
 def test_a_missing_file_is_named_with_its_near_names(folder, monkeypatch):
     (folder / "configs").mkdir()
     (folder / "configs" / "decode.gin").write_text(BASE)
-    monkeypatch.setattr(config, "_ROOT", folder)
+    monkeypatch.setattr(statements, "ROOT", folder)
     sentence = error(path="configs/decoed.gin")
     assert "no gin file configs/decoed.gin" in sentence and "did you mean configs/decode.gin?" in sentence
 

@@ -15,7 +15,7 @@ import tiny
 
 from cascades import hosts
 from cascades.errors import UserError
-from cascades.experiments import decode
+from cascades.generation import ModelSpec, PairSpec
 from cascades.sharding import mesh_of
 
 HERE = Path(__file__).parent
@@ -61,7 +61,7 @@ def test_what_is_everywhere_comes_back_whole():
 def test_several_processes_need_a_mesh(monkeypatch):
     monkeypatch.setattr(hosts, "several", lambda: True)
     with pytest.raises(UserError, match="several processes share a pair: set MESH"):
-        decode.layouts_of(None, "tensor", "tensor", 1)
+        PairSpec(verifier=ModelSpec(uri="some/where")).layouts(1)
 
 
 def together(commands, environment):

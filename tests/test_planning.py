@@ -1,14 +1,17 @@
 """What a pair takes on a TPU slice: arithmetic on any machine, the TPU compiler where libtpu is installed."""
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
 import sys
 
+import jaxtyping
 import pytest
 import tiny
 
 from cascades.errors import UserError
+from cascades.generation import ModelSpec
 from cascades.planning import chips, report
 from cascades.planning.chips import CHIPS, SLICES, slice_devices, slices
 from cascades.planning.fit import best_k
@@ -121,6 +124,15 @@ def test_the_best_k_weighs_acceptance_against_cost():
     assert best_k(0.5, 2.0, [1.0, 1.0]) == (0, 1.0)
 
 
+def planned(*, verifier="gemma2_9b", drafter="gemma2_2b", **knobs):
+    """Plans, with what belongs to a model under its own name."""
+    fields = [field.name for field in dataclasses.fields(ModelSpec) if field.name != "uri"]
+    large = {name: knobs.pop(name) for name in fields if name in knobs}
+    small = {name: knobs.pop(f"drafter_{name}") for name in fields if f"drafter_{name}" in knobs}
+    models = {"verifier": ModelSpec(uri=verifier, **large), "drafter": ModelSpec(uri=drafter, **small)}
+    return plan(**{"topology": "v5e:2x4", **models, **knobs})
+
+
 @pytest.mark.parametrize("topology", ["v5e", "v9:2x4", "v5e:2", "v5e:two", ""])
 def test_what_is_no_slice_is_told(topology):
     with pytest.raises(UserError, match="a topology is a generation"):
@@ -139,14 +151,24 @@ def test_what_is_no_slice_is_told(topology):
         ({"verifier": "t5_large"}, "t5_large is an encoder–decoder"),
         ({"weights": [None, "int4"]}, "WEIGHTS must be 'int8' or 'w8a8' or None, not 'int4'"),
         ({"batch_size": []}, "BATCH_SIZE must be a whole number from 1"),
-        ({"data": 0}, "DATA must be a whole number from 1"),
+        ({"mesh": 2}, r"MESH must be \(data, model\), two whole numbers from 1"),
+        ({"mesh": (0, None)}, r"MESH must be \(data, model\), two whole numbers from 1"),
+        ({"kernels": 1}, "KERNELS must be True or False"),
+        ({"verifier": None}, "VERIFIER must be a preset, a path or a URI"),
+        ({"drafter": "ngram://3"}, "what a look-up costs cannot be planned yet: .* DRAFTER in place of ngram://3"),
+        ({"drafter": "ngram://6+gemma2_2b"}, "what a look-up costs cannot be planned yet"),
+        ({"drafter": "shipped://smollm2-135m-eagle"}, "a drafter costs that reads hidden states cannot be planned yet"),
+        ({"verifier": "hf://google/gemma-2-9b-it"}, "set VERIFIER_PRESET, as in --gin.VERIFIER_PRESET="),
+        ({"drafter": "hf://google/gemma-2-2b-it", "drafter_preset": "t5_small"}, "t5_small is an encoder–decoder"),
+        ({"verifier": "no/such/model.gguf"}, "there is no file or directory no/such/model.gguf"),
         ({"output": "/nowhere/plan.jsonl"}, "there is no folder /nowhere"),
     ],
 )
 def test_a_bad_knob_is_refused_before_anything_is_compiled(monkeypatch, knobs, sentence):
     monkeypatch.setattr(report, "layout_on", lambda *args: pytest.fail("compiled"))
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # what a user meets
     with pytest.raises(UserError, match=sentence):
-        plan(**{"verifier": "gemma2_9b", "drafter": "gemma2_2b", "topology": "v5e:2x4", **knobs})
+        planned(**knobs)
 
 
 def launch(*arguments):

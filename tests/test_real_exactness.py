@@ -6,6 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from cascades import generation, lookahead, rules
 
@@ -20,7 +21,7 @@ TIE = 1e-3  # two float32 programs may order logits that are this close either w
 
 @pytest.fixture(scope="module")
 def pair():
-    return generation.load_pair(SMOLLM2, "shipped://smollm2-135m-eagle")
+    return generation.load_pair(tiny.specs(verifier=SMOLLM2, drafter="shipped://smollm2-135m-eagle")["pair"])
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def test_logits_acceptance_and_likelihood(model, prompts):
         "w8a8 and cache": (decoder(config, cache_dtype=jnp.int8), pack(whole, "w8a8")),
     }
     tokenizer = tokenizers.load(checkpoints.resolve(SMOLLM2))
-    language = generation.Language(SMOLLM2, api, whole, tokenizer)
+    language = generation.LoadedModel(SMOLLM2, api, whole, tokenizer)
     settings = generation.Settings(method="verifier_only", max_new_tokens=TOKENS, batch_size=4, rule=rules.lossless)
     engine = generation.build(generation.Pair(language, None), settings)
     requests = generation.queries(engine, prompts)

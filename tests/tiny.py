@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gguf
 import jax
@@ -19,6 +20,7 @@ from safetensors.numpy import save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from cascades import config
+from cascades.generation import ModelSpec, PairSpec, PromptSpec, Settings
 from cascades.models import DecoderConfig, decoder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -248,13 +250,34 @@ def launch(*arguments: str, config_file: str | None = "configs/decode.gin") -> i
 
 def call(function: str, *arguments: str, names: tuple[str, ...] = ()) -> int:
     """Runs a launcher's function, by its dotted path, in this process; returns its exit code."""
+    base = f"configs/{function.rpartition('.')[2]}.gin"
     with flagsaver.flagsaver():
         try:
-            config.run(function, flags=names, argv=["launcher.py", *arguments])
+            config.run(function, base, flags=names, argv=["launcher.py", *arguments])
         except SystemExit as stop:
             assert isinstance(stop.code, int)
             return stop.code
     return 0
+
+
+def specs(*, verifier: Any, drafter: Any = None, **knobs: Any) -> dict[str, Any]:
+    """Returns the arguments of a run function, from knobs by the names of the fields of its specs.
+
+    Those of the drafter's model begin with `drafter_`. What belongs to no spec stays an argument.
+    """
+
+    def fields(kind: type, prefix: str = "") -> dict[str, Any]:
+        names = [field.name for field in dataclasses.fields(kind) if f"{prefix}{field.name}" in knobs]
+        return {name: knobs.pop(f"{prefix}{name}") for name in names}
+
+    small = ModelSpec(uri=drafter, **fields(ModelSpec, "drafter_"))
+    pair = PairSpec(verifier=ModelSpec(uri=verifier, **fields(ModelSpec)), drafter=small, **fields(PairSpec))
+    return {
+        "pair": pair,
+        "settings": Settings(**fields(Settings)),
+        "prompts": PromptSpec(**fields(PromptSpec)),
+        **knobs,
+    }
 
 
 def command(*arguments: str) -> list[str]:

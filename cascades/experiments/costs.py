@@ -1,5 +1,6 @@
 """What a round is made of: the run function of `launch/costs.py`."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -11,12 +12,22 @@ import jax.numpy as jnp
 from rich import box
 from rich.table import Table
 
-from cascades import rules
+from cascades import checks
 from cascades.cache import rewind
 from cascades.errors import UserError
 from cascades.experiments import terminal
-from cascades.experiments.decode import check_prompts, check_uris, compilation_cache, default_dtype
-from cascades.generation import Engine, Language, Settings, Shapes, build, load_pair, queries
+from cascades.generation import (
+    Engine,
+    LoadedModel,
+    PairSpec,
+    PromptSpec,
+    Settings,
+    Shapes,
+    build,
+    compilation_cache,
+    load_pair,
+    queries,
+)
 from cascades.generation.engine import compile_for, slots_for, time_rounds
 from cascades.generation.stream import batch_of
 from cascades.lookahead import fixed
@@ -47,62 +58,31 @@ class Outcome(NamedTuple):
 
 
 def costs(
-    *,
-    verifier: str,
-    drafter: str | None,
-    prompt: str,
-    verifier_preset: str | None = None,
-    drafter_preset: str | None = None,
-    dtype: str | None = None,
-    rule: Callable = rules.token_v3,
-    alpha: float = 0.1,
-    k_max: int = 8,
-    temperature: float = 0.0,
-    context: int | None = None,
-    batch_size: int = 1,
-    repeats: int = 7,
-    chat_template: str | None = None,
+    *, pair: PairSpec, settings: Settings, prompt: str, prompts: PromptSpec = PromptSpec(), repeats: int = 7
 ) -> Outcome:
     """Times a round of every draft length next to its own drafter steps and verifier pass, in one process.
 
     Args:
-      verifier, drafter, …: see `decode`, whose knobs have the same names. prompt: what every row holds.
-      context: slots of the caches. repeats: how often everything is timed, in turn.
+      pair: the models. settings: how they decode; drafts are of every length up to `k_max`, whatever the lookahead.
+      prompt: what every row holds. prompts: how it becomes tokens.
+      repeats: how often everything is timed, in turn.
 
     Raises:
       UserError: any input that cannot be used, in one sentence.
     """
-    settings = Settings(
-        rule=rule,
-        alpha=alpha,
-        k_max=k_max,
-        lookahead=fixed(k_max),
-        temperature=temperature,
-        context=context,
-        batch_size=batch_size,
-        max_new_tokens=2 * (k_max + 1),
-        ignore_eos=True,
-    )
-    check_uris(verifier, drafter, settings)
-    check_prompts(False, None, chat_template)
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise UserError(f"REPEATS must be a whole number from 1, not {repeats!r}")
+    rounds = {"lookahead": fixed(settings.k_max), "max_new_tokens": 2 * (settings.k_max + 1), "ignore_eos": True}
+    settings = dataclasses.replace(settings, costs=None, **rounds)
+    pair = pair.needed(settings)
+    pair.layouts(settings.batch_size)
+    checks.whole("REPEATS", repeats, 1)
     if not isinstance(prompt, str) or not prompt.strip():
         raise UserError(f"PROMPT must be some text in quotes, as in --gin.PROMPT=\"'Why?'\", not {prompt!r}")
     out, err = terminal.consoles()
     compilation_cache()
-    pair = load_pair(
-        verifier,
-        drafter,
-        verifier_preset=verifier_preset,
-        drafter_preset=drafter_preset,
-        dtype=default_dtype(dtype),
-        chat_template=chat_template,
-    )
-    engine = build(pair, settings)
+    engine = build(load_pair(pair, chat_template=prompts.chat_template), settings)
     with err.status("compiling and timing"):
-        outcome = measure(engine, prompt, repeats)
-    out.print(f"a drafter step takes {1e3 * outcome.draft:.1f} ms, rows of {batch_size}", highlight=False)
+        outcome = measure(engine, prompt, repeats, prompts)
+    out.print(f"a drafter step takes {1e3 * outcome.draft:.1f} ms, rows of {settings.batch_size}", highlight=False)
     out.print(table(outcome.rows))
     first = outcome.rows[0].round
     passes = [max((row.round - row.k * outcome.draft) / first, 1e-3) for row in outcome.rows]
@@ -111,11 +91,12 @@ def costs(
     return outcome
 
 
-def measure(engine: Engine, prompt: str, repeats: int) -> Outcome:
+def measure(engine: Engine, prompt: str, repeats: int, prompts: PromptSpec = PromptSpec()) -> Outcome:
     """Times passes and rounds in turn, `repeats` times."""
     settings, pair = engine.settings, engine.pair
     assert pair.drafter is not None
-    requests = queries(engine, [prompt]) * settings.batch_size
+    asked = queries(engine, [prompt], raw=prompts.raw_prompt, control_tokens=prompts.control_tokens)
+    requests = asked * settings.batch_size
     length = len(requests[0].ids)
     slots = slots_for(engine, [length + requests[0].max_new_tokens])
     shapes = Shapes(settings.batch_size, slots, slots)
@@ -169,7 +150,7 @@ def table(rows: Sequence[Row]) -> Table:
     return drawn
 
 
-def _pass(language: Language, shapes: Shapes, length: int, width: int) -> Callable[[], float]:
+def _pass(language: LoadedModel, shapes: Shapes, length: int, width: int) -> Callable[[], float]:
     """Returns a function that times one pass over `width` tokens a row, behind `length` that are cached."""
     model = language.model
     tokens = jnp.ones((shapes.batch, width), jnp.int32)

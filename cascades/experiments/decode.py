@@ -4,65 +4,40 @@ import pathlib
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from cascades import checkpoints, hosts, lookahead, rules
+from cascades import hosts, rules
 from cascades.errors import UserError
 from cascades.experiments import answers, records, terminal
 from cascades.experiments import prompts as prompt_files
 from cascades.experiments.prompts import Bad
-from cascades.generation import Engine, Finished, Query, Result, Settings, build, generate, load_pair, queries
+from cascades.generation import (
+    Engine,
+    Finished,
+    PairSpec,
+    PromptSpec,
+    Query,
+    Result,
+    Settings,
+    build,
+    compilation_cache,
+    generate,
+    load_pair,
+    queries,
+)
 from cascades.generation.engine import Shapes, slots_for
 from cascades.generation.stream import query
-from cascades.lookahead import DraftLength
-from cascades.quantization import KINDS
-from cascades.sharding import STRATEGIES, Layout, layout, mesh_of
 
 _CHAT_SLOTS = 1024  # tokens of a conversation before it is compiled for a longer one
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def decode(
     *,
-    verifier: str,
-    drafter: str | None = None,
-    verifier_preset: str | None = None,
-    drafter_preset: str | None = None,
-    dtype: str | None = None,
-    weights: str | None = None,
-    drafter_weights: str | None = None,
-    cache: str | None = None,
-    drafter_cache: str | None = None,
-    kernels: bool = True,
-    mesh: tuple[int, int | None] | None = None,
-    strategy: str = "tensor",
-    drafter_strategy: str = "tensor",
-    method: str = "speculative",
-    rule: Callable = rules.token_v3,
-    alpha: float = 0.1,
-    k_max: int = 8,
-    lookahead: DraftLength | Callable[[], DraftLength] = lookahead.verifier_guided,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    coupling: str = "maximal",
-    bonus: str = "verifier",
-    seed: int = 0,
-    max_new_tokens: int = 128,
-    context: int | None = None,
-    batch_size: int = 1,
-    stop: Sequence[str] = (),
-    ignore_eos: bool = False,
-    costs: tuple | None = None,
-    raw_prompt: bool = False,
-    control_tokens: bool | None = None,
-    chat_template: str | None = None,
+    pair: PairSpec,
+    settings: Settings,
+    prompts: PromptSpec = PromptSpec(),
     prompt: Sequence[str] | None = None,
     input: str | None = None,
     output: str | None = None,
@@ -78,17 +53,8 @@ def decode(
     A prompt that cannot be decoded is told in one sentence, and gets a line with `error` in `output`; the others get
     their answers.
 
-    The arguments are the knobs of `configs/decode.gin`; see `generation.Settings` for those of the method.
-
     Args:
-      verifier, drafter: URIs. dtype: "float32" or "bfloat16"; None is bfloat16 on a TPU or GPU, float32 on a CPU.
-      weights, drafter_weights: "int8" quantises the matrices of a model, "w8a8" also what they are multiplied with;
-        None leaves them in `dtype`. cache, drafter_cache: "int8" quantises keys and values.
-      kernels: whether TPUs attend to a cache by the package's Pallas kernel; False leaves it to XLA.
-      mesh: (data, model), how many ways batch and models are split over all devices; with model None, as many as are
-        left. None is one device. strategy, drafter_strategy: names of `sharding.STRATEGIES`.
-      raw_prompt: do not put a chat template around prompts. chat_template: the name of the one to use, of several.
-      control_tokens: whether names of control tokens in a prompt become those tokens; None is in raw prompts alone.
+      pair: the models. settings: how they decode. prompts: how a text becomes a prompt.
       prompt, input, output: from the command line: prompts, a JSONL file of them, a JSONL file for results.
       distributed, coordinator, processes, process: from the command line: whether this is one of several processes, and
         what `hosts.join` is told.
@@ -101,31 +67,8 @@ def decode(
     """
     if distributed or coordinator is not None or processes is not None or process is not None:
         hosts.join(coordinator, processes, process)
-    settings = Settings(
-        method=method,
-        rule=rule,
-        alpha=alpha,
-        k_max=k_max,
-        lookahead=lookahead,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        coupling=coupling,
-        bonus=bonus,
-        seed=seed,
-        max_new_tokens=max_new_tokens,
-        context=context,
-        batch_size=batch_size,
-        stop=stop,
-        ignore_eos=ignore_eos,
-        costs=costs,
-    )
-    check_uris(verifier, drafter, settings)
-    check_prompts(raw_prompt, control_tokens, chat_template)
-    kind = default_dtype(dtype)
-    check_quantization(weights, drafter_weights, cache, drafter_cache)
-    layouts = layouts_of(mesh, strategy, drafter_strategy, batch_size)
+    pair = pair.needed(settings)
+    pair.layouts(settings.batch_size)  # what cannot be placed is told before anything is read
     interactive = not prompt and input is None and sys.stdin.isatty() and not hosts.several()
     found = prompt_files.collect(prompt, input)
     if not found and not interactive:
@@ -146,24 +89,10 @@ def decode(
         raise answers.unanswered(failed)
     compilation_cache()
 
-    pair = load_pair(
-        verifier,
-        drafter if settings.needs_drafter else None,
-        verifier_preset=verifier_preset,
-        drafter_preset=drafter_preset,
-        dtype=kind,
-        weights=weights,
-        drafter_weights=drafter_weights,
-        cache=cache,
-        drafter_cache=drafter_cache,
-        kernels=kernels,
-        layout=layouts[0],
-        drafter_layout=layouts[1],
-        chat_template=chat_template,
-    )
-    for remark in pair.verifier.tokenizer.remarks:
+    loaded = load_pair(pair, chat_template=prompts.chat_template)
+    for remark in loaded.verifier.tokenizer.remarks:
         err.print(f"note: {remark}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    engine = build(pair, settings)
+    engine = build(loaded, settings)
     requests: dict[int, Query] = {}
     for place, entry in enumerate(found):
         if isinstance(entry, Bad):
@@ -171,7 +100,7 @@ def decode(
         label = f"prompt {place + 1} of {len(found)}"
         try:
             requests[place] = queries(
-                engine, [entry["prompt"]], raw=raw_prompt, control_tokens=control_tokens, label=label
+                engine, [entry["prompt"]], raw=prompts.raw_prompt, control_tokens=prompts.control_tokens, label=label
             )[0]
         except UserError as error:
             failed[place] = answers.failure(entry["prompt"], str(error), err)
@@ -190,7 +119,7 @@ def decode(
     try:
         answers.write_failures(file, found, failed)
         if interactive:
-            events = _chat(engine, out, err, raw=raw_prompt, control_tokens=control_tokens)
+            events = _chat(engine, out, err, prompts)
         else:
             events = _stream(engine, list(requests.values()), out, err, places=places, count=len(found))
         for index, result in events:
@@ -256,9 +185,7 @@ def _stream(
         screen.close()
 
 
-def _chat(
-    engine: Engine, out: Console, err: Console, *, raw: bool, control_tokens: bool | None
-) -> Iterator[tuple[int, Result]]:
+def _chat(engine: Engine, out: Console, err: Console, how: PromptSpec) -> Iterator[tuple[int, Result]]:
     """A conversation at the terminal; an empty line or Ctrl-D ends it."""
     tokenizer = engine.pair.verifier.tokenizer
     err.print("Type a prompt; an empty line ends the conversation.", highlight=False)
@@ -266,12 +193,13 @@ def _chat(
     slots, turn = 0, 0
     while (line := _ask(out)).strip():
         try:
-            if tokenizer.has_chat_template and not raw:
+            if tokenizer.has_chat_template and not how.raw_prompt:
                 messages.append({"role": "user", "content": line})
-                ids = tokenizer.chat(messages, special=bool(control_tokens))
+                ids = tokenizer.chat(messages, special=bool(how.control_tokens))
                 request = query(engine, line, ids, "the conversation")
             else:
-                request = query(engine, line, tokenizer.prompt(line, raw=raw, control_tokens=control_tokens))
+                ids = tokenizer.prompt(line, raw=how.raw_prompt, control_tokens=how.control_tokens)
+                request = query(engine, line, ids)
         except UserError as error:
             answers.tell(err, str(error))
             messages = []
@@ -309,81 +237,6 @@ def describe(engine: Engine) -> str:
     alpha = "" if plain else f", alpha {settings.alpha:g}"
     assert pair.drafter is not None
     return f"{settings.method}: {pair.drafter.name} -> {pair.verifier.name}{how}{alpha} ({law})"
-
-
-def check_uris(verifier, drafter, settings: Settings) -> None:
-    """Raises a UserError unless what is needed is named."""
-    if not isinstance(verifier, str) or not verifier:
-        raise UserError("VERIFIER must be a path or URI in quotes, as in --gin.VERIFIER=\"'hf://org/repo'\"")
-    if drafter is not None and (not isinstance(drafter, str) or not drafter):
-        raise UserError("DRAFTER must be a path or URI in quotes, as in --gin.DRAFTER=\"'hf://org/repo'\", or None")
-    if settings.needs_drafter and drafter is None:
-        raise UserError(f"METHOD='{settings.method}' needs a drafter: set DRAFTER, or METHOD='verifier_only'")
-
-
-def check_prompts(raw_prompt: Any, control_tokens: Any, chat_template: Any) -> None:
-    """Raises a UserError for knobs of prompts that are not what they should be."""
-    if not isinstance(raw_prompt, bool):
-        raise UserError(f"RAW_PROMPT must be True or False, not {raw_prompt!r}")
-    if not isinstance(control_tokens, bool | None):
-        raise UserError(f"CONTROL_TOKENS must be True, False or None, not {control_tokens!r}")
-    if not isinstance(chat_template, str | None):
-        raise UserError(f"CHAT_TEMPLATE must be the name of a chat template in quotes or None, not {chat_template!r}")
-
-
-def default_dtype(name: str | None):
-    """Returns the dtype of weights: what was asked, or bfloat16 on an accelerator and float32 on a CPU."""
-    if name is None:
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    if not isinstance(name, str) or name not in _DTYPES:
-        raise UserError(f"DTYPE must be one of {', '.join(_DTYPES)}, not {name!r}")
-    return _DTYPES[name]
-
-
-def check_quantization(weights: Any, drafter_weights: Any, cache: Any, drafter_cache: Any) -> None:
-    """Raises a UserError for a kind of weights or of cache that is not known."""
-    for knob, value in (("WEIGHTS", weights), ("DRAFTER_WEIGHTS", drafter_weights)):
-        if value is not None and value not in KINDS:
-            raise UserError(f"{knob} must be {' or '.join(map(repr, KINDS))} or None, not {value!r}")
-    for knob, value in (("CACHE", cache), ("DRAFTER_CACHE", drafter_cache)):
-        if value not in (None, "int8"):
-            raise UserError(f"{knob} must be 'int8' or None, not {value!r}")
-
-
-def layouts_of(mesh: Any, strategy: str, drafter_strategy: str, batch_size: int) -> tuple[Layout | None, Layout | None]:
-    """Returns where verifier and drafter live: nowhere in particular without a mesh.
-
-    Raises:
-      UserError: the mesh is no pair of numbers, does not fit the devices, or does not divide the batch; an unknown
-        strategy.
-    """
-    names = [("STRATEGY", strategy), ("DRAFTER_STRATEGY", drafter_strategy)]
-    for knob, name in names:
-        if name not in STRATEGIES:
-            raise UserError(f"{knob} must be one of {', '.join(STRATEGIES)}, not {name!r}")
-    if mesh is None:
-        if hosts.several():
-            raise UserError(f"several processes share a pair: set MESH, as in --gin.MESH='(1, {jax.device_count()})'")
-        return None, None
-    sizes = list(mesh) if isinstance(mesh, list | tuple) else []
-    if len(sizes) == 2 and sizes[1] is None and type(sizes[0]) is int and sizes[0] > 0:
-        sizes[1] = max(jax.device_count() // sizes[0], 1)
-    if len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
-        raise UserError(
-            f"MESH must be (data, model), two whole numbers from 1, as in (1, 4), not {mesh!r}; (1, None) splits the "
-            "models over all devices"
-        )
-    data, model = sizes
-    if batch_size % data:
-        raise UserError(f"BATCH_SIZE must be a multiple of the {data} ways that MESH splits a batch, not {batch_size}")
-    devices = mesh_of(jax.devices(), data, model)
-    return layout(devices, strategy), layout(devices, drafter_strategy)
-
-
-def compilation_cache() -> None:
-    """Keeps compiled programs between runs, unless the user has a place of their own for them."""
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str(checkpoints.cache_directory() / "compiled"))
 
 
 class _Quiet:

@@ -1,5 +1,6 @@
 """Makes a drafter for a verifier: the run function of `launch/distill.py`."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
@@ -8,51 +9,40 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cascades import checkpoints, hosts, tokenizers
+from cascades import checkpoints, checks, hosts, tokenizers
 from cascades.errors import UserError
 from cascades.experiments import terminal, training_run
-from cascades.experiments.decode import check_prompts, compilation_cache, default_dtype, layouts_of
+from cascades.generation import ModelSpec, PairSpec, PromptSpec, compilation_cache, default_dtype
 from cascades.models import logical_axes
 from cascades.training import calibration, data, distillation, drafters, learner, losses, policy
 from cascades.training.data import Sizes
 from cascades.training.drafters import Kind
 from cascades.training.recall import recalled as recall_all
+from cascades.training.spec import TrainingSpec
 from cascades.training.step import optimizer
 
-NAMED_MODULES = ("cascades.training.drafters", "cascades.training.architectures", "cascades.training.losses")
+NAMED_MODULES = (
+    "cascades.training.spec",
+    "cascades.training.drafters",
+    "cascades.training.architectures",
+    "cascades.training.losses",
+)
+RENAMED = {"DRAFTER": "KIND, the kind of drafter to make"}
 DRAFTER = "drafter"
 
 
 def distill(
     *,
-    verifier: str,
-    drafter: Kind,
+    verifier: ModelSpec,
+    kind: Kind,
+    training: TrainingSpec,
     input: str,
     output_dir: str,
+    prompts: PromptSpec = PromptSpec(),
     loss: losses.Loss = losses.forward_kl,
     depth: int = 3,
-    steps: int = 1000,
-    batch_size: int = 8,
-    accumulate: int = 1,
-    prompt_tokens: int = 256,
-    answer_tokens: int = 128,
-    learning_rate: float = 1e-3,
-    warmup: int = 50,
-    weight_decay: float = 0.01,
     on_policy: float = 0.0,
     temperature: float = 1.0,
-    held_out: float = 0.05,
-    evaluate_every: int = 100,
-    save_every: int = 100,
-    seed: int = 0,
-    dtype: str | None = None,
-    verifier_preset: str | None = None,
-    raw_prompt: bool = False,
-    control_tokens: bool | None = None,
-    chat_template: str | None = None,
-    mesh: tuple[int, int | None] | None = None,
-    strategy: str = "fsdp",
-    tensorboard: bool = True,
     recall: bool = True,
     config_text: Callable[[], str] | None = None,
 ) -> dict[str, float]:
@@ -62,16 +52,12 @@ def distill(
     which the same command goes on, and in the end `drafter/`, which `launch/decode.py` takes as DRAFTER.
 
     Args:
-      verifier: see `decode`. drafter: a `training.drafters` kind. input: JSONL of prompts with answers, such as
-        `launch/decode.py --output` writes. loss: of `training.losses`. depth: drafts of a round that a drafter which
-        reads hidden states learns; behind the first it reads its own.
-      steps, batch_size, accumulate: updates; rows of a batch; batches of an update, whose gradients are added up.
-      prompt_tokens, answer_tokens: rows are so long; examples with longer prompts are left out, answers are cut.
-      learning_rate, warmup, weight_decay: see `training.step.optimizer`.
+      verifier: the teacher. kind: of drafter, of `training.drafters`. training: how long, on what, where.
+      input: JSONL of prompts with answers, such as `launch/decode.py --output` writes. prompts: how its texts become
+        prompts. output_dir: folder of the results.
+      loss: of `training.losses`. depth: drafts of a round that a drafter which reads hidden states learns; behind the
+        first it reads its own.
       on_policy, temperature: the share of updates in which the drafter answers the prompts itself, and how it samples.
-      held_out: the share of prompts that is never trained on. evaluate_every, save_every: in steps.
-      dtype: of what is computed; parameters are trained in float32. mesh, strategy: see `decode`.
-      tensorboard: write events, which needs tensorboardX.
       recall: let the verifier read each example once, and keep its hidden states (bfloat16) in `output_dir/recall`;
         else, and where there are several processes, it reads every batch.
       config_text: gives the whole configuration, which is saved beside the results.
@@ -82,36 +68,49 @@ def distill(
     Raises:
       UserError: any input that cannot be used, a loss that is no number, a full disk: in one sentence.
     """
-    about = dict(locals())
-    training_run.check(about)
-    if not callable(drafter) or getattr(drafter, "__name__", "") in drafters.__all__:
-        raise UserError(f"DRAFTER must be a kind of drafter with its brackets, as in @shallow(), not {drafter!r}")
+    if not callable(kind) or getattr(kind, "__name__", "") in drafters.__all__:
+        raise UserError(f"KIND must be a kind of drafter with its brackets, as in @shallow(), not {kind!r}")
     if not callable(loss):
         raise UserError(f"LOSS must be a function of two distributions, as in @forward_kl, not {loss!r}")
-    if not isinstance(verifier, str) or not verifier:
-        raise UserError("VERIFIER must be a path or URI in quotes, as in --gin.VERIFIER=\"'hf://org/repo'\"")
-    sizes, kind = Sizes(batch_size, prompt_tokens, answer_tokens), default_dtype(dtype)
-    if type(recall) is not bool:
-        raise UserError(f"RECALL must be True or False, not {recall!r}")
-    check_prompts(raw_prompt, control_tokens, chat_template)
-    layout = layouts_of(mesh, strategy, strategy, batch_size)[0]
+    checks.whole("DEPTH", depth, 1)
+    checks.number("ON_POLICY", on_policy, 0.0, 1.0)
+    checks.positive("TEMPERATURE", temperature)
+    checks.switch("RECALL", recall)
+    uri, preset = PairSpec(verifier=verifier).verifier.uri, verifier.preset
+    if verifier != ModelSpec(uri=uri, preset=preset):
+        raise UserError("a teacher is taken as it is: leave weights, cache and strategy of verifier/ModelSpec alone")
+    assert isinstance(uri, str)
+    sizes, dtype, layout = training.sizes, default_dtype(training.dtype), training.layout()
     lines = training_run.read(input)
+    about = training_run.described(
+        training,
+        verifier=uri,
+        verifier_preset=preset,
+        kind=kind,
+        input=input,
+        loss=loss,
+        depth=depth,
+        on_policy=on_policy,
+        temperature=temperature,
+        recall=recall,
+        **dataclasses.asdict(prompts),
+    )
     folder = training_run.folder_of(output_dir, about)
-    writer = training_run.writer_of(folder, tensorboard)
+    writer = training_run.writer_of(folder, training.tensorboard)
     _, err = terminal.consoles(quiet=not hosts.leads())
     compilation_cache()
 
     places = None if layout is None else lambda like: layout.shardings(logical_axes(like), like)
-    teacher = checkpoints.load(verifier, dtype=kind, preset=verifier_preset, shardings=places, progress=hosts.leads())
-    tokenizer = tokenizers.load(teacher.path, verifier_preset, chat_template)
+    teacher = checkpoints.load(uri, dtype=dtype, preset=preset, shardings=places, progress=hosts.leads())
+    tokenizer = tokenizers.load(teacher.path, preset, prompts.chat_template)
     start = getattr(teacher.config, "start", None)
-    prompts = data.tokenized(lines, tokenizer, start, raw=raw_prompt, control_tokens=control_tokens)
-    examples = data.fitting(prompts, sizes)
-    train, aside = data.held_out(examples, held_out, seed)
-    train, key = data.fitting(train, sizes), jax.random.key(seed)
-    change = optimizer(learning_rate, steps, warmup, weight_decay)
+    raw, control = prompts.raw_prompt, prompts.control_tokens
+    examples = data.fitting(data.tokenized(lines, tokenizer, start, raw=raw, control_tokens=control), sizes)
+    train, aside = data.held_out(examples, training.held_out, training.seed)
+    train, key = data.fitting(train, sizes), jax.random.key(training.seed)
+    change = optimizer(training.learning_rate, training.steps, training.warmup, training.weight_decay)
     trainee, state = distillation.prepare(
-        teacher, tokenizer, drafter, train, key, loss=loss, depth=depth, optimizer=change, dtype=kind, layout=layout
+        teacher, tokenizer, kind, train, key, loss=loss, depth=depth, optimizer=change, dtype=dtype, layout=layout
     )
     trained, still = training_run.count(state.params), training_run.count(trainee.learner.frozen)
     err.print(
@@ -125,13 +124,13 @@ def distill(
     if on_policy:
         if trainee.model.reads is not None:
             raise UserError("a drafter that reads hidden states cannot answer prompts itself: set ON_POLICY=0")
-        slots = prompt_tokens + answer_tokens
+        slots = sizes.prompt + sizes.answer
         answer = policy.answers_of(trainee.model, trainee.vocabulary, tuple(tokenizer.eos_ids), slots, temperature)
     step = learner.stepper(
-        trainee.learner, train, sizes, key, accumulate=accumulate, answer=answer, on_policy=on_policy
+        trainee.learner, train, sizes, key, accumulate=training.accumulate, answer=answer, on_policy=on_policy
     )
     evaluate = learner.evaluator(trainee.learner, aside, sizes)
-    state, found = training_run.run(folder, about, state, step, evaluate, writer, err)
+    state, found = training_run.run(folder, training, about, state, step, evaluate, writer, err, config_text)
     certain = calibration.calibrate(trainee, state, aside, sizes, depth)
     distillation.save(trainee, state, certain.temperature, teacher.path, folder / DRAFTER)
     if calibration.foldable(trainee):

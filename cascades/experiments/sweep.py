@@ -12,13 +12,28 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cascades import checks
 from cascades import rules as deferral
 from cascades.errors import UserError
 from cascades.experiments import fingerprint, records, report, summary, terminal
 from cascades.experiments import prompts as prompt_files
-from cascades.experiments.decode import check_prompts, check_quantization, check_uris, compilation_cache, default_dtype
 from cascades.experiments.summary import VERIFIER, Row
-from cascades.generation import Engine, Query, Result, Settings, Shapes, build, complete, load_pair, prepare, queries
+from cascades.generation import (
+    Engine,
+    PairSpec,
+    PromptSpec,
+    Query,
+    Result,
+    Settings,
+    Shapes,
+    build,
+    compilation_cache,
+    complete,
+    default_dtype,
+    load_pair,
+    prepare,
+    queries,
+)
 from cascades.generation.engine import sharing
 from cascades.lookahead import DraftLength, verifier_guided
 
@@ -57,40 +72,15 @@ class Task(NamedTuple):
 
 def sweep(
     *,
-    verifier: str,
-    drafter: str | None,
+    pair: PairSpec,
+    settings: Settings,
     output_dir: str,
     input: str,
+    prompts: PromptSpec = PromptSpec(),
     rules: Any = ((deferral.token_v3, (0.0, 0.1, 0.3, 0.5)),),
+    lookahead: Any = verifier_guided,
     repeats: int = 3,
     score: Any = None,
-    verifier_preset: str | None = None,
-    drafter_preset: str | None = None,
-    dtype: str | None = None,
-    weights: str | None = None,
-    drafter_weights: str | None = None,
-    cache: str | None = None,
-    drafter_cache: str | None = None,
-    kernels: bool = True,
-    method: str = "speculative",
-    k_max: int = 8,
-    lookahead: Any = verifier_guided,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    coupling: str = "maximal",
-    bonus: str = "verifier",
-    seed: int = 0,
-    max_new_tokens: int = 128,
-    context: int | None = None,
-    batch_size: int = 1,
-    stop: Sequence[str] = (),
-    ignore_eos: bool = False,
-    costs: tuple | None = None,
-    raw_prompt: bool = False,
-    control_tokens: bool | None = None,
-    chat_template: str | None = None,
     config_text: Callable[[], str] | None = None,
 ) -> list[Row]:
     """Times rules at thresholds, batch by batch next to the verifier alone, with one compiled loop per rule.
@@ -99,10 +89,11 @@ def sweep(
     not run again with the same settings. A table, `sweep.csv`, `sweep.png` and `sweep.html` tell the outcome.
 
     Args:
-      verifier, drafter, …: see `decode`, whose knobs have the same names.
-      lookahead: a draft-length controller, or a list of them, each to be run with every rule.
+      pair: the models. settings: how they decode, but for rule, threshold and lookahead, which are swept. prompts: how
+        a text becomes a prompt.
       output_dir: folder of the results. input: a JSONL file of prompts.
       rules: pairs of a rule and its thresholds; a rule without, such as `lossless`, may stand alone.
+      lookahead: a draft-length controller, or a list of them, each to be run with every rule.
       repeats: how often every batch is timed. score: a `summary.Score` of answers.
       config_text: gives the whole configuration, which is saved beside the results.
 
@@ -112,75 +103,35 @@ def sweep(
     Raises:
       UserError: any input that cannot be used, in one sentence.
     """
-    controllers = _controllers(lookahead)
-    settings = Settings(
-        method=method,
-        k_max=k_max,
-        lookahead=controllers[0],
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        coupling=coupling,
-        bonus=bonus,
-        seed=seed,
-        max_new_tokens=max_new_tokens,
-        context=context,
-        batch_size=batch_size,
-        stop=stop,
-        ignore_eos=ignore_eos,
-        costs=costs,
-        rule=deferral.chow,  # of a method that takes any rule; the points have their own
-    )
-    check_uris(verifier, drafter, settings)
-    assert drafter is not None  # every method of a sweep needs one
-    found = points(rules, controllers, settings)
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise UserError(f"REPEATS must be a whole number from 1, not {repeats!r}")
+    found = points(rules, _controllers(lookahead), settings)
+    pair = pair.needed(settings)
+    pair.layouts(settings.batch_size)
+    checks.whole("REPEATS", repeats, 1)
     if score is not None and not callable(score):
         raise UserError(f"SCORE must be a function of a record and a text, as @my_scores.exact, or None, not {score!r}")
     report.need_matplotlib()
-    check_quantization(weights, drafter_weights, cache, drafter_cache)
-    check_prompts(raw_prompt, control_tokens, chat_template)
     entries = _prompts(input)
     folder = _folder(output_dir)
     _, err = terminal.consoles()
     compilation_cache()
-    pair = load_pair(
-        verifier,
-        drafter,
-        verifier_preset=verifier_preset,
-        drafter_preset=drafter_preset,
-        dtype=default_dtype(dtype),
-        weights=weights,
-        drafter_weights=drafter_weights,
-        cache=cache,
-        drafter_cache=drafter_cache,
-        kernels=kernels,
-        chat_template=chat_template,
-    )
+    loaded = load_pair(pair, chat_template=prompts.chat_template)
     engines: dict[tuple, Engine] = {}
     for point in found:
         if point.program not in engines:
-            engines[point.program] = sharing(build(pair, point.settings), engines.values())
+            engines[point.program] = sharing(build(loaded, point.settings), engines.values())
     shortest = min(engines.values(), key=lambda engine: engine.context)
-    room = min(shortest.context, context or shortest.context)
-    requests = [
-        request._replace(max_new_tokens=min(max_new_tokens, room - len(request.ids)))  # the same for every model
-        for request in queries(
-            shortest, [entry["prompt"] for entry in entries], raw=raw_prompt, control_tokens=control_tokens
-        )
+    room = min(shortest.context, settings.context or shortest.context)
+    asked = queries(
+        shortest, [entry["prompt"] for entry in entries], raw=prompts.raw_prompt, control_tokens=prompts.control_tokens
+    )
+    requests = [  # as long for every model
+        request._replace(max_new_tokens=min(settings.max_new_tokens, room - len(request.ids))) for request in asked
     ]
     about = {
-        "verifier": [verifier, verifier_preset],
-        "drafter": [drafter, drafter_preset],
-        "dtype": str(default_dtype(dtype).__name__),
-        **({"weights": [weights, drafter_weights]} if weights or drafter_weights else {}),
-        **({"cache": [cache, drafter_cache]} if cache or drafter_cache else {}),
+        **fingerprint.of_code(dataclasses.asdict(pair)),
+        "dtype": str(default_dtype(pair.dtype).__name__),
         **{f.name: fingerprint.of_code(getattr(settings, f.name)) for f in dataclasses.fields(settings)},
-        "raw_prompt": raw_prompt,
-        **({"control_tokens": control_tokens} if control_tokens is not None else {}),
-        **({"chat_template": chat_template} if chat_template is not None else {}),
+        **dataclasses.asdict(prompts),
         "longest": max(len(request.ids) + request.max_new_tokens for request in requests),
         "device": [jax.default_backend(), jax.devices()[0].device_kind, jax.device_count()],
         "jax": jax.__version__,
@@ -193,7 +144,7 @@ def sweep(
     mine = [line for line in before if line.get("run") == run]
     if len(mine) < len(before):
         err.print(f"{len(before) - len(mine)} lines of {path} have other settings and are left out", highlight=False)
-    tasks = _tasks(found, entries, len(requests), batch_size, repeats, mine)
+    tasks = _tasks(found, entries, len(requests), settings.batch_size, repeats, mine)
     file = records.open_append(str(path))
     try:
         for task, results in _timed(tasks, engines, requests, err):
@@ -209,7 +160,9 @@ def sweep(
         rows = summary.summarise(chosen, score)  # pyright: ignore[reportArgumentType]
         if rows:
             _by_category(mine, known, score)
-            _tell(rows, folder, f"{method}: {_short(drafter)} -> {_short(verifier)}", _notes(about, rows, repeats), err)
+            assert pair.drafter is not None  # every method of a sweep needs one
+            title = f"{settings.method}: {_short(pair.drafter.uri)} -> {_short(pair.verifier.uri)}"
+            _tell(rows, folder, title, _notes(about, rows, repeats), err)
     return rows
 
 
@@ -360,7 +313,7 @@ def _loaded(line: dict[str, Any]) -> dict[str, Any]:
     return {**line, "alpha": float(line["alpha"])} if line.get("alpha") in ("inf", "-inf") else line
 
 
-def _short(uri: str) -> str:
+def _short(uri: Any) -> str:
     """The last part of a URI, without its checksum; ngram://3 stays as it is."""
     return uri if "ngram://" in uri else uri.partition("#")[0].rstrip("/").rpartition("/")[2] or uri
 

@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 import sentencepiece
 
-from cascades import checkpoints, hosts, tokenizers
+from cascades import checkpoints, checks, hosts, tokenizers
 from cascades.errors import UserError
 from cascades.experiments import terminal, training_run
-from cascades.experiments.decode import compilation_cache, default_dtype, layouts_of
+from cascades.generation import compilation_cache, default_dtype
 from cascades.models import T5Config, build
 from cascades.training import architectures, data, learner, losses
 from cascades.training.architectures import Architecture
-from cascades.training.data import Batch, Sizes
+from cascades.training.data import Batch
+from cascades.training.spec import TrainingSpec
 from cascades.training.step import Measure, along_answers, optimizer
 from cascades.typing import Model, Params
 
-NAMED_MODULES = ("cascades.training.architectures",)
+NAMED_MODULES = ("cascades.training.spec", "cascades.training.architectures")
 MODEL = "model"
 TOKENIZER = "tokenizer.model"
 
@@ -28,27 +29,12 @@ TOKENIZER = "tokenizer.model"
 def train(
     *,
     model: Architecture,
+    training: TrainingSpec,
     input: str,
     output_dir: str,
     keys: Sequence[str] = ("prompt", "text"),
     tokenizer: str | None = None,
     vocabulary: int = 8000,
-    steps: int = 1000,
-    batch_size: int = 64,
-    accumulate: int = 1,
-    prompt_tokens: int = 64,
-    answer_tokens: int = 64,
-    learning_rate: float = 1e-3,
-    warmup: int = 200,
-    weight_decay: float = 0.01,
-    held_out: float = 0.02,
-    evaluate_every: int = 200,
-    save_every: int = 200,
-    seed: int = 0,
-    dtype: str | None = None,
-    mesh: tuple[int, int | None] | None = None,
-    strategy: str = "fsdp",
-    tensorboard: bool = True,
     config_text: Callable[[], str] | None = None,
 ) -> dict[str, float]:
     """Trains a model to answer prompts as a file does.
@@ -56,9 +42,11 @@ def train(
     `output_dir` gets what `launch/distill.py` writes, and in the end `model/`, which `launch/decode.py` takes.
 
     Args:
-      model: a shape, of `training.architectures`. input: JSONL, plain or .gz. keys: under which a line holds prompt
-        and answer. tokenizer: a SentencePiece file; None trains one of at most `vocabulary` pieces on the input.
-      steps, …: see `distill`.
+      model: a shape, of `training.architectures`. training: how long, on what, where.
+      input: JSONL, plain or .gz. output_dir: folder of the results.
+      keys: under which a line holds prompt and answer. tokenizer: a SentencePiece file; None trains one of at most
+        `vocabulary` pieces on the input.
+      config_text: gives the whole configuration, which is saved beside the results.
 
     Returns:
       The figures of the last evaluation.
@@ -66,41 +54,40 @@ def train(
     Raises:
       UserError: any input that cannot be used, a loss that is no number, a full disk: in one sentence.
     """
-    about = dict(locals())
-    training_run.check(about)
     if not callable(model) or getattr(model, "__name__", "") in architectures.__all__:
         raise UserError(f"MODEL must be a shape with its brackets, as in @t5() or @decoder(), not {model!r}")
     if len(keys) != 2 or not all(isinstance(key, str) for key in keys):
         raise UserError(f"KEYS must be two names, of prompt and answer, as in ('prompt', 'text'), not {keys!r}")
-    if type(vocabulary) is not int or vocabulary < 300:
-        raise UserError(f"VOCABULARY must be a whole number from 300, not {vocabulary!r}")
-    sizes, kind = Sizes(batch_size, prompt_tokens, answer_tokens), default_dtype(dtype)
-    layout = layouts_of(mesh, strategy, strategy, batch_size)[0]
+    checks.whole("VOCABULARY", vocabulary, 300)
+    sizes, dtype, layout = training.sizes, default_dtype(training.dtype), training.layout()
     lines = training_run.read(input, (keys[0], keys[1]))
+    about = training_run.described(
+        training, model=model, input=input, keys=keys, tokenizer=tokenizer, vocabulary=vocabulary
+    )
     folder = training_run.folder_of(output_dir, about)
-    writer = training_run.writer_of(folder, tensorboard)
+    writer = training_run.writer_of(folder, training.tensorboard)
     _, err = terminal.consoles(quiet=not hosts.leads())
     compilation_cache()
 
     source = pathlib.Path(tokenizer).expanduser() if tokenizer else folder / TOKENIZER
     encodes = isinstance(model(vocabulary), T5Config)
     # A T5 scales no attention, so its queries begin small: steps that suit its other arrays would throw them about.
-    change = optimizer(learning_rate, steps, warmup, weight_decay, relative=encodes)
+    change = optimizer(training.learning_rate, training.steps, training.warmup, training.weight_decay, relative=encodes)
     if tokenizer is None and not source.is_file():
         with err.status("training a SentencePiece model"):
             source.write_bytes(pieces_of(lines, vocabulary, begins=not encodes))
     words = tokenizers.load(source)
     config = model(-(-words.vocab_size // 128) * 128)  # a head of whole tiles, which more chips can share
-    functions = build(config, kind, layout, kernels=False)
+    functions = build(config, dtype, layout, kernels=False)
     examples = data.fitting(data.tokenized(lines, words, functions.start, raw=True), sizes)
-    mine, aside = data.held_out(examples, held_out, seed)
-    mine, key = data.fitting(mine, sizes), jax.random.key(seed)
+    mine, aside = data.held_out(examples, training.held_out, training.seed)
+    mine, key = data.fitting(mine, sizes), jax.random.key(training.seed)
     pupil, state = learner.begin(
         config,
         build(config).init(key),
         next_token(functions, words.vocab_size),
         change,
-        dtype=kind,
+        dtype=dtype,
         layout=layout,
     )
     err.print(
@@ -108,8 +95,9 @@ def train(
         f"{training_run.count(state.params)} parameters, {words.vocab_size} tokens",
         soft_wrap=True,
     )
-    step = learner.stepper(pupil, mine, sizes, key, accumulate=accumulate)
-    state, found = training_run.run(folder, about, state, step, learner.evaluator(pupil, aside, sizes), writer, err)
+    step = learner.stepper(pupil, mine, sizes, key, accumulate=training.accumulate)
+    evaluate = learner.evaluator(pupil, aside, sizes)
+    state, found = training_run.run(folder, training, about, state, step, evaluate, writer, err, config_text)
     target = folder / MODEL
     if not (target / "cascades.json").exists():
         checkpoints.save(target, config, pupil.params(state, jnp.bfloat16), tokenizer_source=source)

@@ -1,8 +1,8 @@
-"""What every training run does: checks its knobs, goes on where it was left, writes figures, shows how far it is."""
+"""What every training run does: goes on where it was left, writes figures, shows how far it is."""
 
 import contextlib
+import dataclasses
 import json
-import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ from cascades import hosts
 from cascades.errors import UserError
 from cascades.experiments import fingerprint, records
 from cascades.training.fit import Checkpoints, Schedule, fit
+from cascades.training.spec import TrainingSpec
 from cascades.training.step import State
 from cascades.typing import Params
 
@@ -25,25 +26,28 @@ RUN = "run.json"
 
 def run(
     folder: pathlib.Path,
+    training: TrainingSpec,
     about: dict[str, Any],
     state: State,
     step: Callable[[State, int], tuple[State, dict[str, Any]]],
     evaluate: Callable[[State], dict[str, float]],
     writer: Any,
     console: Console,
+    config_text: Callable[[], str] | None = None,
 ) -> tuple[State, dict[str, float]]:
     """Runs the steps that are left.
 
     Args:
-      about: the run's arguments, by name. state, step, evaluate: see `fit`. writer: see `writer_of`.
+      folder: see `folder_of`. about: see `described`. state, step, evaluate: see `fit`. writer: see `writer_of`.
+      config_text: gives the whole configuration, which is saved beside the results.
 
     Returns:
       The last state, and the figures of the last evaluation, if there was any.
     """
     if hosts.leads() and not (folder / RUN).is_file():
-        (folder / RUN).write_text(json.dumps(_settings(about), indent=1) + "\n", encoding="utf-8")
+        (folder / RUN).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     kept = Checkpoints((folder / "checkpoints").absolute())
-    schedule = Schedule(about["steps"], about["save_every"], about["evaluate_every"])
+    schedule = Schedule(training.steps, training.save_every, training.evaluate_every)
     found: dict[str, float] = {}
     with _metrics(folder, writer) as write, _bar(console, schedule.steps, kept.newest or 0) as show:
         for each in fit(state, kept, schedule, step, evaluate):
@@ -52,8 +56,8 @@ def run(
             found = each.figures if each.evaluation else found
     state = kept.restore(state)
     kept.close()
-    if about["config_text"] and hosts.leads():
-        (folder / "config.gin").write_text(about["config_text"](), encoding="utf-8")
+    if config_text and hosts.leads():
+        (folder / "config.gin").write_text(config_text(), encoding="utf-8")
     return state, found
 
 
@@ -61,35 +65,6 @@ def count(params: Params) -> str:
     """Returns a number of parameters, for people."""
     number = sum(leaf.size for leaf in jax.tree.leaves(params))
     return f"{number / 1e6:.1f} M" if number >= 1e5 else str(number)
-
-
-_WHOLE = ("steps", "batch_size", "accumulate", "prompt_tokens", "answer_tokens", "evaluate_every", "save_every")
-_COUNTS = ("depth",)
-_POSITIVE = ("learning_rate", "temperature")
-_SHARES = ("on_policy", "held_out")
-
-
-def check(given: dict[str, Any]) -> None:
-    """Raises a UserError for a figure that cannot be, before anything is loaded; `given` holds a run's arguments."""
-
-    def number(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-    for name in (*_WHOLE, *(name for name in _COUNTS if name in given)):
-        if type(given[name]) is not int or given[name] < 1:
-            raise UserError(f"{name.upper()} must be a whole number from 1, not {given[name]!r}")
-    if type(given["warmup"]) is not int or given["warmup"] < 0:
-        raise UserError(f"WARMUP must be a whole number from 0, not {given['warmup']!r}")
-    for name in (name for name in _POSITIVE if name in given):
-        if not number(given[name]) or given[name] <= 0:
-            raise UserError(f"{name.upper()} must be a number above 0, not {given[name]!r}")
-    for name in (name for name in _SHARES if name in given):
-        if not number(given[name]) or not 0 <= given[name] <= 1:
-            raise UserError(f"{name.upper()} must be a number from 0 to 1, not {given[name]!r}")
-    if not number(given["weight_decay"]) or given["weight_decay"] < 0:
-        raise UserError(f"WEIGHT_DECAY must be a number from 0, not {given['weight_decay']!r}")
-    if type(given["seed"]) is not int or not 0 <= given["seed"] < 2**31:
-        raise UserError(f"SEED must be a whole number from 0 to 2**31 - 1, not {given['seed']!r}")
 
 
 def read(path: Any, keys: tuple[str, str] = ("prompt", "text")) -> list[dict[str, Any]]:
@@ -111,8 +86,19 @@ def read(path: Any, keys: tuple[str, str] = ("prompt", "text")) -> list[dict[str
     return [{"prompt": line.get(keys[0]), "text": line.get(keys[1])} for line in lines]
 
 
+def described(training: TrainingSpec, **others: Any) -> dict[str, Any]:
+    """Returns what decides a run's loss curve, by name, in a form that JSON can hold.
+
+    Args:
+      training: its knobs. others: what else the run was told.
+    """
+    free = ("tensorboard", "evaluate_every", "save_every")
+    fields = {each.name: getattr(training, each.name) for each in dataclasses.fields(training) if each.name not in free}
+    return json.loads(json.dumps({name: fingerprint.of_code(value) for name, value in (fields | others).items()}))
+
+
 def folder_of(path: Any, about: dict[str, Any]) -> pathlib.Path:
-    """Returns the folder of a run, which holds no other: what decides its loss curve is written beside it.
+    """Returns the folder of a run, which holds no other: `about`, see `described`, is written beside its results.
 
     Raises:
       UserError: it cannot be written, or holds a run with other settings.
@@ -125,15 +111,10 @@ def folder_of(path: Any, about: dict[str, Any]) -> pathlib.Path:
     except OSError as error:
         raise UserError(f"OUTPUT_DIR must be a folder that can be written, but {path}: {error.strerror}") from None
     if (folder / RUN).is_file():
-        there, mine = json.loads((folder / RUN).read_text(encoding="utf-8")), _settings(about)
-        if changed := ", ".join(name.upper() for name, value in mine.items() if there.get(name) != value):
+        there = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        if changed := ", ".join(name.upper() for name, value in about.items() if there.get(name) != value):
             raise UserError(f"{folder} holds a run with another {changed}: give the same, or another OUTPUT_DIR")
     return folder
-
-
-def _settings(about: dict[str, Any]) -> dict[str, Any]:
-    free = ("output_dir", "config_text", "tensorboard", "evaluate_every", "save_every")
-    return json.loads(json.dumps({k: fingerprint.of_code(value) for k, value in about.items() if k not in free}))
 
 
 def writer_of(folder: pathlib.Path, wanted: bool) -> Any:

@@ -1,24 +1,33 @@
-"""Text in, text out: a loaded pair, the shapes that are compiled, the host's side of the loop, what is reported."""
+"""Text in, text out: a pair and a method as they are asked for, the pair in memory, the shapes that are compiled, the
+host's side of the loop, what is reported."""
 
 from cascades.generation.engine import Engine, Shapes, build
-from cascades.generation.pair import Language, Pair, load_pair, shared_vocabulary
+from cascades.generation.pair import LoadedModel, Pair, load_pair, shared_vocabulary
+from cascades.generation.placement import default_dtype
+from cascades.generation.programs import compilation_cache
 from cascades.generation.results import Result
 from cascades.generation.settings import METHODS, Settings
+from cascades.generation.specs import ModelSpec, PairSpec, PromptSpec
 from cascades.generation.stream import Finished, Query, Token, complete, generate, prepare, queries
 
 __all__ = [
     "METHODS",
     "Engine",
     "Finished",
-    "Language",
+    "LoadedModel",
+    "ModelSpec",
     "Pair",
+    "PairSpec",
+    "PromptSpec",
     "Query",
     "Result",
     "Settings",
     "Shapes",
     "Token",
     "build",
+    "compilation_cache",
     "complete",
+    "default_dtype",
     "generate",
     "load_pair",
     "prepare",

@@ -24,7 +24,7 @@ from cascades.decoding import (
 )
 from cascades.decoding.round import advance
 from cascades.errors import UserError
-from cascades.generation.pair import Language, Pair, shared_vocabulary
+from cascades.generation.pair import LoadedModel, Pair, shared_vocabulary
 from cascades.generation.settings import Settings
 from cascades.lookahead import Costs, given_costs
 from cascades.rules import lossless
@@ -109,7 +109,7 @@ def build(pair: Pair, settings: Settings) -> Engine:
     return Engine(settings, pair, programs, verifier.params, drafter.params if drafter else {}, context, {})
 
 
-def holders(pair: Pair, method: str) -> list[Language]:
+def holders(pair: Pair, method: str) -> list[LoadedModel]:
     """Returns the models that must hold every token of a row.
 
     Where the verifier sees every token, it alone: behind its own context a drafter drafts nothing.

@@ -1,5 +1,6 @@
 """A verifier and its drafter in memory."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 
 from cascades import checkpoints, hosts, tokenizers
 from cascades.checkpoints.sources import tokenizer_directory
+from cascades.generation.placement import default_dtype
+from cascades.generation.specs import ModelSpec, PairSpec
 from cascades.models import build, logical_axes, pairing
 from cascades.models.ngram import assisted, ngram
 from cascades.sharding import Layout
@@ -15,10 +18,11 @@ from cascades.tokenizers import Tokenizer
 from cascades.typing import Model, Params
 
 
-class Language(NamedTuple):
+class LoadedModel(NamedTuple):
     """A model with its weights and tokenizer. name: its URI. layout: where it lives; None is one device.
 
-    keeping: makes the same model with caches that keep the features a drafter reads; None where there is no such model.
+    with_features: makes the same model with caches that keep the features a drafter reads; None where there is no such
+    model.
     """
 
     name: str
@@ -26,70 +30,51 @@ class Language(NamedTuple):
     params: Params
     tokenizer: Tokenizer
     layout: Layout | None = None
-    keeping: Callable[[], Model] | None = None
+    with_features: Callable[[], Model] | None = None
 
 
 class Pair(NamedTuple):
     """What decodes: `drafter` is None where the method needs none."""
 
-    verifier: Language
-    drafter: Language | None
+    verifier: LoadedModel
+    drafter: LoadedModel | None
 
 
-def load_pair(
-    verifier: str,
-    drafter: str | None,
-    *,
-    verifier_preset: str | None = None,
-    drafter_preset: str | None = None,
-    dtype=jnp.float32,
-    weights: str | None = None,
-    drafter_weights: str | None = None,
-    cache: str | None = None,
-    drafter_cache: str | None = None,
-    kernels: bool = True,
-    layout: Layout | None = None,
-    drafter_layout: Layout | None = None,
-    chat_template: str | None = None,
-) -> Pair:
-    """Loads both models.
+def load_pair(spec: PairSpec, *, chat_template: str | None = None) -> Pair:
+    """Loads both models; every tensor goes straight to its devices.
 
     Args:
-      verifier, drafter: URIs, see `checkpoints.resolve`. A drafter may also be `ngram://N`, which looks the last N
-        tokens up in the text itself and needs no weights, or `ngram://N+URI`, which does both.
-      verifier_preset, drafter_preset: architectures, where the files do not say.
-      dtype: of the weights, float32 or bfloat16. weights, drafter_weights: one of
-        `quantization.KINDS`, or None. cache, drafter_cache: "int8" quantises keys and values.
-      kernels: see `models.decoder`.
-      layout, drafter_layout: where they live, on one mesh; every tensor goes straight to its devices.
+      spec: a drafter's uri may also be `ngram://N`, which looks the last N tokens up in the text itself and needs no
+        weights, or `ngram://N+URI`, which does both.
       chat_template: the name of the verifier's chat template to use, where it has several.
 
     Raises:
       UserError: a model cannot be had, or the two do not share a vocabulary.
     """
-    name, (order, drafter) = drafter, pairing.split_drafter(drafter)
-    large = _load(verifier, verifier_preset, dtype, weights, cache, layout, kernels)
+    verifier, drafter = spec.verifier, spec.drafter
+    order, uri = pairing.split_drafter(None if drafter is None else str(drafter.uri))
+    dtype, (place, drafter_place) = default_dtype(spec.dtype), spec.layouts()
+    large = _load(verifier, dtype, place, spec.kernels)
     large = large._replace(tokenizer=large.tokenizer.using(chat_template))
-    pairing.check_verifier(large.model, verifier)
-    if name is None:
-        return Pair(large, None)
+    pairing.check_verifier(large.model, large.name)
     if drafter is None:
+        return Pair(large, None)
+    if uri is None:
         assert order is not None
         model = ngram(large.model.vocab_size, large.model.context_length, order)
-        return Pair(large, Language(name, model, {}, large.tokenizer))
-    chosen = drafter, drafter_preset, drafter_weights, drafter_cache, drafter_layout
-    if chosen == (verifier, verifier_preset, weights, cache, layout):
+        return Pair(large, LoadedModel(str(drafter.uri), model, {}, large.tokenizer))
+    source = dataclasses.replace(drafter, uri=uri)
+    if dataclasses.replace(source, strategy=verifier.strategy) == verifier and place == drafter_place:
         small = large
     else:
-        tokenizer = tokenizers.load(tokenizer_directory(checkpoints.resolve(drafter)), drafter_preset)
+        tokenizer = tokenizers.load(tokenizer_directory(checkpoints.resolve(uri)), drafter.preset)
         tokenizers.check_same_vocabulary(tokenizer, large.tokenizer)  # before the weights, which take longer
-        knobs = drafter_preset, dtype, drafter_weights, drafter_cache, drafter_layout, kernels
-        small = _load(drafter, *knobs, verifier=large.params)
-    pairing.check_starts(large.model, small.model, (verifier, drafter))
+        small = _load(source, dtype, drafter_place, spec.kernels, verifier=large.params)
+    pairing.check_starts(large.model, small.model, (large.name, small.name))
     if small.model.reads is not None:
-        large = _keeping(large, small)
+        large = _with_features(large, small)
     if order is not None:
-        small = small._replace(name=name, model=assisted(small.model, order))
+        small = small._replace(name=str(drafter.uri), model=assisted(small.model, order))
     return Pair(large, small)
 
 
@@ -102,34 +87,26 @@ def shared_vocabulary(pair: Pair) -> int:
     return min(size, common, pair.drafter.model.vocab_size)
 
 
-def _keeping(verifier: Language, drafter: Language) -> Language:
+def _with_features(verifier: LoadedModel, drafter: LoadedModel) -> LoadedModel:
     """The verifier with caches that keep what its drafter reads."""
-    assert verifier.keeping is not None
-    model = verifier.keeping()
+    assert verifier.with_features is not None
+    model = verifier.with_features()
     pairing.check_features(model, drafter.model, (verifier.name, drafter.name))
     return verifier._replace(model=model)
 
 
-def _load(
-    uri: str,
-    preset: str | None,
-    dtype,
-    weights: str | None,
-    cache: str | None,
-    layout: Layout | None,
-    kernels: bool,
-    verifier: Params | None = None,
-) -> Language:
+def _load(spec: ModelSpec, dtype, layout: Layout | None, kernels: bool, verifier: Params | None = None) -> LoadedModel:
+    assert isinstance(spec.uri, str) and isinstance(spec.weights, str | None)  # as `PairSpec` has checked
     places = None if layout is None else lambda like: layout.shardings(logical_axes(like), like)
     checkpoint = checkpoints.load(
-        uri,
+        spec.uri,
         dtype=dtype,
-        preset=preset,
-        weights=weights,
+        preset=spec.preset,
+        weights=spec.weights,
         shardings=places,
         progress=hosts.leads(),
         verifier=verifier,
     )
-    tokenizer = tokenizers.load(checkpoint.path, preset)
-    make = partial(build, checkpoint.config, dtype, layout, jnp.int8 if cache else None, kernels=kernels)
-    return Language(uri, make(), checkpoint.params, tokenizer, layout, partial(make, features=True))
+    tokenizer = tokenizers.load(checkpoint.path, spec.preset)
+    make = partial(build, checkpoint.config, dtype, layout, jnp.int8 if spec.cache else None, kernels=kernels)
+    return LoadedModel(spec.uri, make(), checkpoint.params, tokenizer, layout, partial(make, features=True))

@@ -69,9 +69,21 @@ def slice_devices(topology: str) -> tuple[Chip, list[Any]]:
     return CHIPS[kind], list(found.devices)
 
 
-def layout_on(topology: str, data: int, strategy: str) -> tuple[Chip, Layout]:
-    """Returns a slice's chip and a layout over all of its chips, `data` of them along the batch."""
+def layout_on(topology: str, data: int, strategy: str, model: int | None = None) -> tuple[Chip, Layout]:
+    """Returns a slice's chip and a layout over all of its chips, `data` ways along the batch.
+
+    Args:
+      model: the ways along the models, which all chips must make; None is as many as are left.
+
+    Raises:
+      UserError: see `slice_devices`, or the chips cannot be split so.
+    """
     chip, devices = slice_devices(topology)
     if len(devices) % data:
         raise UserError(f"the {len(devices)} chips of {topology} cannot be split {data} ways along the batch")
+    if model is not None and data * model != len(devices):
+        raise UserError(
+            f"MESH=({data}, {model}) is for {data * model} chips, but {topology} has {len(devices)}: give "
+            f"({data}, None), which takes all of a slice"
+        )
     return chip, layout(mesh_of(devices, data, len(devices) // data), strategy)

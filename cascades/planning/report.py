@@ -1,57 +1,56 @@
 """Plans pairs on slices: the run function of `launch/plan.py`."""
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cascades import rules
+from cascades import checks, rules
 from cascades.errors import UserError
 from cascades.experiments import records
-from cascades.experiments.decode import check_quantization
-from cascades.models import decoder_preset
+from cascades.generation import ModelSpec
+from cascades.generation.placement import check_strategy, mesh_sizes
+from cascades.generation.specs import check_quantization
 from cascades.planning.chips import Chip, layout_on, slices
 from cascades.planning.fit import Fit, Pair, as_json, fit, smallest_slice
 from cascades.planning.passes import Side, Sizes, Whole, whole_cost
+from cascades.planning.shapes import Planned, planned
 from cascades.rules import Rule
 from cascades.sharding import STRATEGIES, Layout
 
+RENAMED = {"DATA": "MESH, as in MESH=(2, None) for two ways along the batch"}
+
 
 class Cell(NamedTuple):
-    """What one line of the plan is about; weights: the verifier's."""
+    """What one line of the plan is about."""
 
-    verifier: str
-    weights: str | None
+    verifier: Planned
     batch: int
     context: int
     topology: str
 
     def __str__(self) -> str:
-        weights = self.weights or "bfloat16"
-        return f"{self.verifier} {weights}, batch {self.batch}, context {self.context}, on {self.topology}"
+        weights = self.verifier.spec.weights or "bfloat16"
+        return f"{self.verifier.name} {weights}, batch {self.batch}, context {self.context}, on {self.topology}"
 
 
 def plan(
     *,
-    verifier: str | Sequence[str],
-    drafter: str,
+    verifier: ModelSpec,
+    drafter: ModelSpec,
     topology: str,
+    mesh: tuple[int, int | None] | None = None,
+    kernels: bool = True,
     rule: Rule = rules.token_v3,
     batch_size: int | Sequence[int] = 8,
     context: int | Sequence[int] = 2048,
     k_max: int = 4,
-    data: int = 1,
-    strategy: str = "tensor",
-    drafter_strategy: str = "tensor",
-    weights: str | None | Sequence[str | None] = None,
-    drafter_weights: str | None = None,
-    cache: str | None = None,
-    drafter_cache: str | None = None,
-    kernels: bool = True,
     acceptance: float = 0.8,
     whole: bool = False,
     widest: bool = False,
@@ -60,17 +59,17 @@ def plan(
     """Compiles a pair's steps for one slice or several, in bfloat16, and tells what they take.
 
     Args:
-      verifier, drafter: names of presets; no weights are read. topology: slices, as in "v5e:2x4,v6e:2x4", or "all".
+      verifier, drafter: see `shapes.planned`; no weights are read.
+      topology: slices, as in "v5e:2x4,v6e:2x4", or "all".
+      mesh: (data, model), of which data are the ways that the batch is split; the models take the chips that are left.
+        None is (1, None). kernels: see `models.decoder`.
       rule: what judges the drafts. batch_size, context: rows of the whole slice, and slots of each. k_max: longest
         draft.
-      data: ways that the batch is split; the rest of the chips split the model. strategy, drafter_strategy: names of
-        `sharding.STRATEGIES`. weights, drafter_weights, cache, drafter_cache, kernels: see `models.decoder` and
-        `quantization.KINDS`.
       acceptance: per draft, at which the speed-up over the verifier alone is told.
       whole: compile the whole loop too, which takes minutes for large models.
       widest: compile the verifier's pass over k_max + 1 tokens and nothing else, as a table of many cells needs.
       output: a JSONL file that gets a line for each cell; those that it holds already are not compiled again.
-      verifier, weights, batch_size and context may be lists: there is a cell for every combination.
+      The verifier's uri and weights, batch_size and context may be lists: there is a cell for every combination.
 
     Returns:
       What is known of every cell, as written to `output`.
@@ -78,43 +77,44 @@ def plan(
     Raises:
       UserError: an unknown preset, slice or strategy, or figures that cannot be.
     """
-    _check(data, strategy, drafter_strategy, acceptance, {"WHOLE": whole, "WIDEST": widest, "KERNELS": kernels})
-    axes = (_listed(each) for each in (verifier, weights, batch_size, context))
-    cells = [Cell(*each) for each in itertools.product(*axes, slices(topology))]
-    sizes = {cell: _sizes(cell, drafter, k_max) for cell in cells}
-    for cell in cells:
-        check_quantization(cell.weights, drafter_weights, cache, drafter_cache)
+    checks.number("ACCEPTANCE", acceptance, 0.0, 1.0)
+    for knob, value in {"WHOLE": whole, "WIDEST": widest, "KERNELS": kernels}.items():
+        checks.switch(knob, value)
+    data, model = (1, None) if mesh is None else (mesh_sizes(mesh, 1)[0], mesh[1])
+    small = planned("DRAFTER", drafter)
+    check_quantization(drafter, "DRAFTER_")
+    check_strategy("STRATEGY", verifier.strategy)
+    check_strategy("DRAFTER_STRATEGY", drafter.strategy)
+    large = [_verifier(verifier, *each) for each in itertools.product(_listed(verifier.uri), _listed(verifier.weights))]
+    cells = [Cell(*each) for each in itertools.product(large, _listed(batch_size), _listed(context), slices(topology))]
+    sizes = {cell: _sizes(cell, small, k_max) for cell in cells}
     if output is not None:
         records.check_writable(output)
     for name in slices(topology):
-        layout_on(name, data, strategy)  # an unknown slice is told before the first is compiled for
+        layout_on(name, data, verifier.strategy, model)  # what is wrong is told before the first is compiled for
     known = {_identity(record): record for record in (records.load(output) if output is not None else [])}
+    shared = {
+        **{"drafter": small.name, "rule": rule.__name__, "data": data, "acceptance": acceptance},
+        **{"strategy": verifier.strategy, "drafter_strategy": drafter.strategy, "whole": whole, "widest": widest},
+        **{"drafter_weights": drafter.weights, "cache": verifier.cache, "drafter_cache": drafter.cache},
+        "kernels": kernels,
+    }
     out, err = Console(), Console(stderr=True)
     found: list[dict[str, Any]] = []
     file = records.open_append(output) if output is not None else None
     began = time.perf_counter()
     try:
         for number, cell in enumerate(cells, 1):
-
-            def on(name: str, cell=cell) -> tuple[Chip, Pair]:
-                chip, large = layout_on(name, data, strategy)
-                small = Layout(large.mesh, STRATEGIES[drafter_strategy])
-                verifying = Side(decoder_preset(cell.verifier), large, cell.weights, cache, kernels)
-                return chip, (verifying, Side(decoder_preset(drafter), small, drafter_weights, drafter_cache, kernels))
-
-            about = {"verifier": cell.verifier, "drafter": drafter, "rule": rule.__name__, "data": data}
-            about |= {"strategy": strategy, "drafter_strategy": drafter_strategy, "acceptance": acceptance}
-            about |= {"weights": cell.weights, "drafter_weights": drafter_weights, "whole": whole, "widest": widest}
-            about |= {"cache": cache, "drafter_cache": drafter_cache, "kernels": kernels}
-            about |= sizes[cell]._asdict() | {"topology": cell.topology}
+            about = {"verifier": cell.verifier.name, "weights": cell.verifier.spec.weights, "topology": cell.topology}
+            about |= shared | sizes[cell]._asdict()
             if (record := known.get(_identity(about))) is None:
+                on = partial(pair_on, models=(cell.verifier, small), data=data, model=model, kernels=kernels)
                 with err.status(f"compiling {number} of {len(cells)}: {cell}"):
                     chip, pair = on(cell.topology)
                     one = fit(cell.topology, chip, pair, sizes[cell], rule, acceptance, widest=widest)
                     loop = whole_cost(*pair, sizes[cell], rule) if whole and one.fits else None
                 smallest = smallest_slice(on, sizes[cell], cell.topology.partition(":")[0])
-                layers = decoder_preset(cell.verifier).num_layers
-                record = about | as_json(one, loop) | {"smallest": smallest, "layers": layers}
+                record = about | as_json(one, loop) | {"smallest": smallest, "layers": cell.verifier.config.num_layers}
                 if file:
                     records.append(file, record)
                 if not widest:
@@ -131,6 +131,20 @@ def plan(
         _show(out, comparison(found, acceptance))
     out.print("Every figure is the TPU compiler's, and times are bounds from published chip data: no measurement.")
     return found
+
+
+def pair_on(
+    topology: str, *, models: tuple[Planned, Planned], data: int, model: int | None, kernels: bool
+) -> tuple[Chip, Pair]:
+    """Returns a slice's chip, and verifier and drafter as they live on all of the slice."""
+    chip, place = layout_on(topology, data, models[0].spec.strategy, model)
+
+    def side(each: Planned) -> Side:
+        assert isinstance(each.spec.weights, str | None)
+        there = Layout(place.mesh, STRATEGIES[each.spec.strategy])
+        return Side(each.config, there, each.spec.weights, each.spec.cache, kernels)
+
+    return chip, (side(models[0]), side(models[1]))
 
 
 def _show(console: Console, drawn: Table) -> None:
@@ -260,24 +274,16 @@ def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(record.get(key) for key in (*keys, *kinds, *Sizes._fields))
 
 
-def _sizes(cell: Cell, drafter: str, k_max: Any) -> Sizes:
-    pair = decoder_preset(cell.verifier), decoder_preset(drafter)
+def _verifier(spec: ModelSpec, uri: Any, weights: Any) -> Planned:
+    one = dataclasses.replace(spec, uri=uri, weights=weights)
+    check_quantization(one)
+    return planned("VERIFIER", one)
+
+
+def _sizes(cell: Cell, drafter: Planned, k_max: Any) -> Sizes:
+    pair = cell.verifier.config, drafter.config
     for knob, size in {"BATCH_SIZE": cell.batch, "CONTEXT": cell.context, "K_MAX": k_max}.items():
-        if type(size) is not int or size < 1:
-            raise UserError(f"{knob} must be a whole number from 1, not {size!r}")
+        checks.whole(knob, size, 1)
     if cell.context > min(model.context_length for model in pair):
         raise UserError(f"CONTEXT must be at most {min(m.context_length for m in pair)}, which the models can hold")
     return Sizes(cell.batch, cell.context, min(model.vocab_size for model in pair), k_max)
-
-
-def _check(data: Any, strategy: str, drafter_strategy: str, acceptance: Any, switches: dict[str, Any]) -> None:
-    for knob, name in (("STRATEGY", strategy), ("DRAFTER_STRATEGY", drafter_strategy)):
-        if name not in STRATEGIES:
-            raise UserError(f"{knob} must be one of {', '.join(STRATEGIES)}, not {name!r}")
-    if type(data) is not int or data < 1:
-        raise UserError(f"DATA must be a whole number from 1, not {data!r}")
-    if not isinstance(acceptance, int | float) or not 0 <= acceptance <= 1:
-        raise UserError(f"ACCEPTANCE must be a number from 0 to 1, not {acceptance!r}")
-    for knob, value in switches.items():
-        if not isinstance(value, bool):
-            raise UserError(f"{knob} must be True or False, not {value!r}")

@@ -16,15 +16,18 @@ def load(path: str | pathlib.Path, preset: str | None = None, template: str | No
       path: a GGUF file, a SentencePiece `.model` file, or a directory that holds `tokenizer.json`, `tokenizer.gguf`,
         `tokenizer.model`, `spiece.model`, or `vocab.json` with `merges.txt` (tried in that order). Gemma's released
         checkpoints keep `tokenizer.model` beside the checkpoint's directory: it is found there too.
-      preset: where given, the tokenizer must fit into the vocabulary of the model of that name.
+      preset: where given, and no `config.json` says more, the tokenizer must fit into the vocabulary of the model of
+        that name.
       template: the name of the chat template to use, where a model has several.
 
     Raises:
       UserError: nothing there, no tokenizer there, or one that cannot be read or does not fit; no such template.
     """
+    path = pathlib.Path(path)
     room = presets.PRESETS[preset].vocab_size if preset in presets.PRESETS else None
-    tokenizer = _load(pathlib.Path(path), room).using(template)
-    logits = tokenizer.vocab_size if room is None else room
+    tokenizer = _load(path, room).using(template)
+    told = (path / "config.json").is_file()  # the model's shape is not the preset's, and may have some tokens more
+    logits = tokenizer.vocab_size if room is None or told else room
     if tokenizer.vocab_size > logits:
         raise UserError(
             f"the tokenizer at {path} should fit into the {logits} tokens of preset {preset}, but has "

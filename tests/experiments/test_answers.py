@@ -223,14 +223,8 @@ def test_the_function_raises_once_all_is_done(tiny_files, compiled_once, tmp_pat
     del compiled_once
     output = str(tmp_path / "out.jsonl")
     with pytest.raises(Unanswered, match="1 of 2 prompts have no whole answer; the first: prompt 2 of 2 has") as caught:
-        decode(
-            verifier=tiny_files.verifier,
-            method="verifier_only",
-            lookahead=fixed(2),
-            max_new_tokens=8,
-            prompt=["the quick", LONG],
-            output=output,
-        )
+        knobs = {"method": "verifier_only", "lookahead": fixed(2), "max_new_tokens": 8}
+        decode(**tiny.specs(verifier=tiny_files.verifier, **knobs, prompt=["the quick", LONG], output=output))
     first, second = caught.value.results
     assert first.error is None and len(first.token_ids) == 8 and second.error and second.stats == {}
     assert len(strict(output)) == 2

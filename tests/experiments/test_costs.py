@@ -39,7 +39,7 @@ def test_the_shipped_config_times_every_length(tiny_files, monkeypatch, capsys):
 
 
 def test_an_ngram_drafter_is_timed_too(tiny_files):
-    pair = load_pair(tiny_files.verifier, "ngram://2")
+    pair = load_pair(tiny.specs(verifier=tiny_files.verifier, drafter="ngram://2")["pair"])
     engine = module.build(pair, Settings(rule=rules.lossless, k_max=1, batch_size=2, max_new_tokens=4))
     assert [row.k for row in module.measure(engine, "the quick", 1).rows] == [0, 1]
 
@@ -57,4 +57,4 @@ def test_an_ngram_drafter_is_timed_too(tiny_files):
 def test_a_bad_knob_is_refused_before_a_model_is_loaded(monkeypatch, knobs, sentence):
     monkeypatch.setattr(module, "load_pair", lambda *args, **kwargs: pytest.fail("loaded"))
     with pytest.raises(UserError, match=sentence):
-        costs(**{"verifier": "large", "drafter": "small", "prompt": "hi", **knobs})
+        costs(**tiny.specs(**{"verifier": "large", "drafter": "small", "prompt": "hi", **knobs}))

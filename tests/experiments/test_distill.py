@@ -51,7 +51,7 @@ def knobs(tiny_files, answers, tmp_path):
             "TENSORBOARD": False,
             "DTYPE": "float32",
         }
-        given |= sizes | often | {"DRAFTER": "@shallow()"}
+        given |= sizes | often | {"KIND": "@shallow()"}
         return [*tiny.knobs(**(given | others)), "--gin.shallow.layers=(0,)", "--gin.shallow.vocabulary=40"]
 
     return chosen
@@ -108,7 +108,7 @@ def test_a_drafter_of_few_tokens_and_a_shared_embedding_changes_nothing_that_is_
 def test_a_drafter_that_reads_hidden_states_learns_and_changes_nothing_that_is_lossless(
     tiny_files, knobs, tmp_path, capsys
 ):
-    eagle = {"DRAFTER": "@eagle()", "RECALL": False}
+    eagle = {"KIND": "@eagle()", "RECALL": False}
     given = ["--gin.eagle.layers=(1,)", "--gin.eagle.vocabulary=40"]
     assert distill(*knobs(STEPS=1, OUTPUT_DIR=str(tmp_path / "begun"), LEARNING_RATE=1e-9, **eagle), *given) == 0
     assert distill(*knobs(STEPS=60, **(eagle | {"RECALL": True})), *given) == 0
@@ -183,7 +183,7 @@ def test_gradients_of_several_batches_are_those_of_one(knobs, tmp_path):
 @pytest.mark.parametrize("drafter", ["@shallow()", "@eagle()"])
 def test_a_mesh_of_devices_learns_the_same(knobs, tmp_path, tiny_files, drafter):
     """Rows over two of them, weights and their optimizer's state over all four."""
-    more = {"STEPS": 3, "DRAFTER": drafter}
+    more = {"STEPS": 3, "KIND": drafter}
     assert distill(*knobs(**more), "--gin.eagle.vocabulary=40") == 0
     command = [sys.executable, str(tiny.ROOT / "launch" / "distill.py"), "--config=configs/distill.gin"]
     arguments = [*knobs(OUTPUT_DIR=str(tmp_path / "mesh"), MESH=(2, 2), **more), "--gin.eagle.vocabulary=40"]
@@ -202,15 +202,15 @@ def test_other_losses_fall(knobs, tmp_path, loss):
 
 
 def test_a_model_of_its_own_and_one_that_goes_on(knobs, tmp_path, tiny_files):
-    assert distill(*knobs(DRAFTER="@own()", STEPS=3), f"--gin.own.uri='{tiny_files.drafter}'") == 0
+    assert distill(*knobs(KIND="@own()", STEPS=3), f"--gin.own.uri='{tiny_files.drafter}'") == 0
     assert (tmp_path / "run" / "drafter" / "cascades.json").exists()
 
 
 BAD = {
-    "kind": ({"DRAFTER": 3}, "DRAFTER must be a kind of drafter with its brackets, as in @shallow(), not 3"),
+    "kind": ({"KIND": 3}, "KIND must be a kind of drafter with its brackets, as in @shallow(), not 3"),
     "brackets": (
-        {"DRAFTER": "@shallow"},
-        "DRAFTER must be a kind of drafter with its brackets, as in @shallow(), not ",
+        {"KIND": "@shallow"},
+        "KIND must be a kind of drafter with its brackets, as in @shallow(), not ",
     ),
     "steps": ({"STEPS": 0}, "STEPS must be a whole number from 1, not 0"),
     "share": ({"ON_POLICY": 1.5}, "ON_POLICY must be a number from 0 to 1, not 1.5"),
@@ -236,14 +236,14 @@ def test_layers_that_are_not_there_and_another_vocabulary(knobs, capsys, tiny_fi
     assert "from 0 to 1 or from the end as -1, not (0, 7)" in capsys.readouterr().err
     assert distill(*knobs(), "--gin.shallow.vocabulary=0") == 2
     assert "a drafter's vocabulary must be from 1 to 300, or None, not 0" in capsys.readouterr().err
-    assert distill(*knobs(DRAFTER="@own()"), f"--gin.own.uri='{tiny_files.stranger}'") == 2
+    assert distill(*knobs(KIND="@own()"), f"--gin.own.uri='{tiny_files.stranger}'") == 2
     assert "vocabular" in capsys.readouterr().err
 
 
 def test_a_model_of_its_own_begins_anew_with_a_head_of_few_tokens(knobs, tmp_path):
     shape = ["--gin.own.architecture=@decoder()", "--gin.own.vocabulary=40", "--gin.decoder.layers=1"]
     shape += ["--gin.decoder.d_model=16", "--gin.decoder.d_ff=24", "--gin.decoder.heads=2", "--gin.decoder.kv_heads=2"]
-    assert distill(*knobs(DRAFTER="@own()"), *shape, "--gin.decoder.head_dim=8") == 0
+    assert distill(*knobs(KIND="@own()"), *shape, "--gin.decoder.head_dim=8") == 0
     first, last = held_out(tmp_path)[0], held_out(tmp_path)[-1]
     assert last["loss"] < first["loss"]
     config = json.loads((tmp_path / "run" / "drafter" / "cascades.json").read_text())

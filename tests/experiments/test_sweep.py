@@ -24,7 +24,7 @@ RULES = (rules.lossless, (rules.token_v3, (0.0, 0.5)))
 
 @pytest.fixture(scope="module")
 def tiny_pair(tiny_files):
-    return load_pair(tiny_files.verifier, tiny_files.drafter)
+    return load_pair(tiny.specs(verifier=tiny_files.verifier, drafter=tiny_files.drafter)["pair"])
 
 
 @pytest.fixture
@@ -41,10 +41,14 @@ def run(tiny_pair, tmp_path, monkeypatch):
         "rules": RULES,
         "repeats": 2,
         "k_max": 2,
-        "lookahead": fixed(2),
         "max_new_tokens": 8,
     }
-    return lambda **knobs: sweep(**{**common, **knobs})
+
+    def swept(**knobs):
+        lookahead = knobs.pop("lookahead", fixed(2))
+        return sweep(lookahead=lookahead, **tiny.specs(**{"rule": rules.chow, **common, **knobs}))
+
+    return swept
 
 
 @pytest.fixture

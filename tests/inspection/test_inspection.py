@@ -204,7 +204,11 @@ def eagle(tmp_path):
 def test_a_drafter_that_reads_its_verifier(eagle, folder):
     drafter, verifier = eagle(32), str(folder / "llama.gguf")
     report = told(verifier, drafter)
-    assert report["loads"] and report["pair"]["reads_features"] and load_pair(verifier, drafter)
+    assert (
+        report["loads"]
+        and report["pair"]["reads_features"]
+        and load_pair(tiny.specs(verifier=verifier, drafter=drafter)["pair"])
+    )
     alone = told(drafter)
     assert alone["loads"] and alone["shared"] == ["embed"] and "DRAFTER of a pair alone" in alone["notes"][0]
     assert "cannot be a VERIFIER" in refused(told(drafter, verifier)["pair"])["verifier"]
@@ -215,7 +219,7 @@ def test_a_drafter_of_another_verifier(eagle, folder):
     told_pair = refused(told(verifier, drafter)["pair"])
     assert "hidden states of 48 numbers" in told_pair["features"] and "another verifier" in told_pair["shared"]
     with pytest.raises(UserError) as error:
-        load_pair(verifier, drafter)
+        load_pair(tiny.specs(verifier=verifier, drafter=drafter)["pair"])
     assert str(error.value) in told_pair.values()
 
 
@@ -249,7 +253,7 @@ def test_what_is_told_of_a_pair_is_what_loading_says(folder, tmp_path):
     for drafter in ("llama", "qwen2", "gemma", "t5", "gemma3.gguf"):
         report = told(verifier, str(folder / drafter))
         try:
-            load_pair(verifier, str(folder / drafter))
+            load_pair(tiny.specs(verifier=verifier, drafter=str(folder / drafter))["pair"])
         except UserError as error:
             assert str(error) in [problem["reason"] for problem in report["pair"]["problems"]]
         else:

@@ -1,0 +1,72 @@
+"""Where the arrays of a run live, and in which type they are computed."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from cascades import hosts
+from cascades.errors import UserError
+from cascades.sharding import STRATEGIES, mesh_of
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def check_dtype(name: Any) -> None:
+    """Raises a UserError unless `default_dtype` takes it; asks no device."""
+    if name is not None and (not isinstance(name, str) or name not in _DTYPES):
+        raise UserError(f"DTYPE must be one of {', '.join(_DTYPES)}, not {name!r}")
+
+
+def default_dtype(name: str | None):
+    """Returns the dtype of weights: what was asked, or bfloat16 on an accelerator and float32 on a CPU."""
+    check_dtype(name)
+    if name is None:
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return _DTYPES[name]
+
+
+def check_strategy(knob: str, name: Any) -> None:
+    """Raises a UserError unless `sharding.STRATEGIES` has it."""
+    if name not in STRATEGIES:
+        raise UserError(f"{knob} must be one of {', '.join(STRATEGIES)}, not {name!r}")
+
+
+def mesh_sizes(mesh: Any, devices: int) -> tuple[int, int]:
+    """Returns how many ways MESH splits a batch and the models over so many devices.
+
+    Args:
+      mesh: (data, model); with model None, as many ways as devices are left.
+
+    Raises:
+      UserError: it is no such pair.
+    """
+    sizes = list(mesh) if isinstance(mesh, list | tuple) else []
+    if len(sizes) == 2 and sizes[1] is None and type(sizes[0]) is int and sizes[0] > 0:
+        sizes[1] = max(devices // sizes[0], 1)
+    if len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
+        raise UserError(
+            f"MESH must be (data, model), two whole numbers from 1, as in (1, 4), not {mesh!r}; (1, None) splits the "
+            "models over all devices"
+        )
+    return sizes[0], sizes[1]  # pyright: ignore[reportReturnType]
+
+
+def mesh_for(mesh: Any, rows: int | None = None) -> Mesh | None:
+    """Returns the devices that a run shares; None is one device.
+
+    Args:
+      mesh: see `mesh_sizes`, or None. rows: of a batch, which the mesh must divide.
+
+    Raises:
+      UserError: not a mesh, or one that does not fit the devices or divide the rows.
+    """
+    if mesh is None:
+        if hosts.several():
+            raise UserError(f"several processes share a pair: set MESH, as in --gin.MESH='(1, {jax.device_count()})'")
+        return None
+    data, model = mesh_sizes(mesh, jax.device_count())
+    if rows is not None and rows % data:
+        raise UserError(f"BATCH_SIZE must be a multiple of the {data} ways that MESH splits a batch, not {rows}")
+    return mesh_of(jax.devices(), data, model)

@@ -1,0 +1,11 @@
+"""Compiled programs, kept between runs."""
+
+import jax
+
+from cascades.checkpoints import cache_directory
+
+
+def compilation_cache() -> None:
+    """Keeps compiled programs between runs, unless the user has a place of their own for them."""
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))

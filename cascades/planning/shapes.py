@@ -1,0 +1,52 @@
+"""The shape of a model that is planned, without its weights."""
+
+import pathlib
+import re
+from typing import NamedTuple
+
+from cascades import checkpoints
+from cascades.errors import UserError
+from cascades.generation import ModelSpec
+from cascades.models import PRESETS, DecoderConfig, pairing, preset
+
+
+class Planned(NamedTuple):
+    """A model of a plan. name: of its preset, or else where its files are."""
+
+    name: str
+    config: DecoderConfig
+    spec: ModelSpec
+
+
+def planned(knob: str, spec: ModelSpec) -> Planned:
+    """Returns a model by a preset's name, by what its local files say, or by the preset that is named beside it.
+
+    Args:
+      knob: VERIFIER or DRAFTER. spec: of it.
+
+    Raises:
+      UserError: nothing tells its shape, or it is of a kind that cannot be planned.
+    """
+    uri = spec.uri
+    if not isinstance(uri, str) or not uri:
+        raise UserError(f"{knob} must be a preset, a path or a URI in quotes, as in --gin.{knob}=\"'gemma2_2b'\"")
+    order, _ = pairing.split_drafter(uri)
+    if order is not None:
+        raise UserError(f"what a look-up costs cannot be planned yet: give a model as {knob} in place of {uri}")
+    if uri.startswith("shipped://") or pathlib.Path(uri).expanduser().exists() and uri not in PRESETS:
+        name, config = uri, checkpoints.read_config(uri, spec.preset)
+    elif re.fullmatch(r"\w+", uri) or spec.preset is not None:
+        name = uri if uri in PRESETS or spec.preset is None else spec.preset
+        config = preset(name)
+    elif "://" in uri:
+        raise UserError(
+            f"a plan fetches no weights, so the shape of {uri} must be told: set {knob}_PRESET, as in "
+            f"--gin.{knob}_PRESET=\"'gemma2_2b'\""
+        )
+    else:
+        name, config = uri, checkpoints.read_config(uri)  # which says that there is no such file
+    if not isinstance(config, DecoderConfig):
+        raise UserError(f"{name} is an encoder–decoder, but a decoder was expected, such as gemma2_2b")
+    if config.reads_features:
+        raise UserError(f"what a drafter costs that reads hidden states cannot be planned yet: {knob} is {uri}")
+    return Planned(name, config, spec)
