@@ -229,6 +229,19 @@ def test_a_file_of_knobs_says_what_they_are(path):
     assert any(f"include '{path}'" in (ROOT / other).read_text() for other in FILES)
 
 
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_every_knob_of_a_launcher_has_words(name, capsys):
+    """As its --help lists them."""
+    function, base, _ = LAUNCHERS[name]
+    config.run(f"{function.__module__}.{name}", base, argv=["launcher", "--help"])
+    shown = capsys.readouterr().out.partition(f"Knobs, as {base} sets them:\n")[2]
+    found = re.findall(r"^  (\w+) = .*\n(      \S)?", shown, re.MULTILINE)
+    assert len(found) >= 20 and not [knob for knob, words in found if not words]
+    with pytest.raises(UserError) as caught:
+        arguments(name, base, *required(base), "NO_SUCH_KNOB=1")
+    assert str(caught.value).endswith(f"its knobs are {', '.join(knob for knob, _ in found)}")
+
+
 def test_a_run_function_is_given_knobs_and_specs():
     for name, (_, base, _) in LAUNCHERS.items():
         for each in stated(base):

@@ -89,9 +89,10 @@ def configure(
     known = knobs.without_unread(stated)
     knobs.check_names(known)
     bindings = knobs.effective(known)
-    reached = knobs.reach(bindings, function)
+    reached = knobs.reach(bindings, function.__name__)
     knobs.check_read(stated, reached, function, reader)
     knobs.check_set(bindings, reached, path)
+    knobs.check_calls(reached)
     try:
         gin.parse_config("\n".join(binding.text for binding in bindings.values()))
     except (ValueError, KeyError, SyntaxError) as error:
@@ -107,6 +108,8 @@ def operative() -> str:
 def _run(function: str | Callable[..., Any], base: str | None, names: Sequence[str], argv: Sequence[str]) -> None:
     if any(argument in ("-h", "--help", "-help", "--helpfull") for argument in argv):
         print(_help(names))
+        if base is not None:
+            print(_knobs(function if isinstance(function, str) else function.__name__, base))
         return
     overrides, rest = _split(argv)
     try:
@@ -129,7 +132,7 @@ def _run(function: str | Callable[..., Any], base: str | None, names: Sequence[s
     missing = [name for name in functions.required(function) if name not in bound]
     if missing:
         name = f"{function.__name__}.{missing[0]}"
-        raise UserError(f"{function.__name__} needs {knobs.and_(missing)}: bind {name} in {_CONFIG.value}")
+        raise UserError(f"{function.__name__} needs {knobs.joined(missing)}: bind {name} in {_CONFIG.value}")
     configured(**arguments)
 
 
@@ -153,5 +156,20 @@ def _help(names: Sequence[str]) -> str:
     described.insert(1, ("--gin.NAME=VALUE", "Sets a knob of the gin file; a string is quoted twice: \"'text'\"."))
     for name, text in described:
         lines.append(f"  {name}")
-        lines.extend(textwrap.wrap(" ".join(text.split()), 100, initial_indent=" " * 6, subsequent_indent=" " * 6))
+        lines += _wrapped(text)
     return "\n".join(lines)
+
+
+def _knobs(function: str, base: str) -> str:
+    """Returns what a launcher's run file leaves open, and how it is set there."""
+    stated = list(statements.of_file(statements.find(base, base), Source.INCLUDED))
+    bindings, words = knobs.effective(stated), {each.key: each.words for each in stated if each.words}
+    lines = ["", f"Knobs, as {base} sets them:"]
+    for name in sorted(knobs.reach(bindings, function.rpartition(".")[2]).knobs):
+        lines.append(f"  {bindings[name].text}")
+        lines += _wrapped(words.get(name, ""))
+    return "\n".join(lines)
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(" ".join(text.split()), 100, initial_indent=" " * 6, subsequent_indent=" " * 6)

@@ -20,19 +20,23 @@ from cascades.errors import UserError
 Bindings = dict[str, Binding]  # the last of each key, which is the one that counts
 
 
-class Reached(NamedTuple):
-    """What a run reads.
+class Call(NamedTuple):
+    """`@scope/name` or `@scope/name()` where it is read. given: the arguments that are bound of it there."""
 
-    knobs: macros, and where each is read. keys: bindings of arguments. incomplete: what is wrong with calls that lack
-    arguments.
-    """
+    reference: Reference
+    given: frozenset[str]
+    where: str
+
+
+class Reached(NamedTuple):
+    """What a run reads. knobs: macros, and where each is read. keys: bindings of arguments. calls: of functions."""
 
     knobs: dict[str, str]
     keys: set[str]
-    incomplete: list[str]
+    calls: list[Call]
 
 
-def and_(words: Sequence[str]) -> str:
+def joined(words: Sequence[str]) -> str:
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last
 
@@ -71,50 +75,63 @@ def _check_argument(binding: Binding) -> None:
     raise UserError(f"{where}: {selector} has no argument {argument}{hint}; it takes {', '.join(known)}")
 
 
-def reach(bindings: Bindings, function: Callable[..., Any]) -> Reached:
-    """Follows a run function's own bindings through `%NAME`, `@scope/name` and what is bound of it in that scope."""
-    bound: dict[Callable[..., Any], list[Binding]] = {}
+def reach(bindings: Bindings, function: str) -> Reached:
+    """Follows a run function's own bindings through `%NAME`, `@scope/name` and what is bound of it in that scope.
+
+    Functions are told apart by their short names, which no two may share, so that none need be imported.
+
+    Args:
+      bindings: those that count. function: its short name.
+
+    Raises:
+      UserError: a value that is made of itself.
+    """
+    bound: dict[str, list[Binding]] = {}
     for binding in bindings.values():
         if binding.argument:
-            bound.setdefault(lookup(binding.selector, binding.where), []).append(binding)
+            bound.setdefault(_short(binding.selector), []).append(binding)
     found = Reached({}, set(), [])
-    given: dict[tuple[Callable[..., Any], str], set[str]] = {}  # arguments that are bound of a function in a scope
+    given: dict[tuple[str, str], frozenset[str]] = {}
+    begun: list[Any] = []  # what the value that is being read is part of
 
-    def visit(function: Callable[..., Any], scope: str) -> set[str]:
-        if (function, scope) not in given:
-            applied = [each for each in bound.get(function, ()) if _applies(each.scope, scope)]
-            given[function, scope] = {binding.argument for binding in applied}
+    def visit(name: str, scope: str, where: str) -> frozenset[str]:
+        applied = [each for each in bound.get(name, ()) if _applies(each.scope, scope)]
+        if (name, scope) not in given or (name, scope) in begun:
+            given[name, scope] = frozenset(binding.argument for binding in applied)
             found.keys.update(binding.key for binding in applied)
-            for binding in applied:
-                read(binding, scope)
-        return given[function, scope]
+            within((name, scope), applied, scope, where)
+        return given[name, scope]
+
+    def within(thing: Any, values: Sequence[Binding], scope: str, where: str) -> None:
+        if thing in begun:
+            raise UserError(f"{where}: a value cannot be made of itself")
+        begun.append(thing)
+        for binding in values:
+            read(binding, scope)
+        begun.pop()
 
     def read(binding: Binding, scope: str) -> None:
+        where = binding.where
         for item in parts(binding.value):
             if isinstance(item, Reference):
-                function = lookup(item.name, binding.where)
-                arguments = visit(function, item.scope or scope)
-                missing = [name for name in required(function) if name not in arguments]
-                if item.called and missing:
-                    found.incomplete.append(_incomplete(item, missing, binding.where))
-            elif not item.required and item.name not in found.knobs:
-                found.knobs[item.name] = binding.where
-                if item.name in bindings:
-                    read(bindings[item.name], item.name)  # gin evaluates a macro in a scope of its own
+                arguments = visit(_short(item.name), item.scope or scope, where)
+                found.calls.append(Call(item, arguments, where))
+            elif not item.required and (item.name not in found.knobs or item.name in begun):
+                found.knobs[item.name] = where
+                values = [bindings[item.name]] if item.name in bindings else []
+                within(item.name, values, item.name, where)  # gin evaluates a macro in a scope of its own
 
-    visit(lookup(function.__name__, ""), "")
+    visit(function, "", "")
     return found
+
+
+def _short(selector: str) -> str:
+    return selector.rpartition(".")[2]
 
 
 def _applies(bound: str, scope: str) -> bool:
     """Whether what is bound in a scope holds in another: in itself and in those within."""
     return not bound or f"{scope}/".startswith(f"{bound}/")
-
-
-def _incomplete(item: Reference, missing: Sequence[str], where: str) -> str:
-    selector = f"{item.scope}/{item.name}" if item.scope else item.name
-    hint = f"write @{selector} to pass the function itself, or bind {selector}.{missing[0]}"
-    return f"{where}: @{selector}() needs {and_(missing)}: {hint}"
 
 
 def check_read(bindings: Sequence[Binding], reached: Reached, function: Callable[..., Any], file: str) -> None:
@@ -156,23 +173,30 @@ def _passed_over(bindings: Sequence[Binding]) -> set[str]:
 
 
 def check_set(bindings: Bindings, reached: Reached, path: str) -> None:
-    """Raises a UserError for a knob that is read and not set, or set to be REQUIRED, and for a call without all of its
-    arguments."""
+    """Raises a UserError for a knob that is read and not set, or set to be REQUIRED."""
     read = [each for key, each in bindings.items() if key in reached.knobs or key in reached.keys]
-    if required := [each.key for each in read if each.required]:
-        add = " ".join(f"--gin.{key}=VALUE" for key in required)
-        raise UserError(f"{path}: {and_(required)} must be set: add {add} (a string is quoted twice: \"'text'\")")
+    if unset := [each.key for each in read if each.required]:
+        add = " ".join(f"--gin.{key}=VALUE" for key in unset)
+        raise UserError(f"{path}: {joined(unset)} must be set: add {add} (a string is quoted twice: \"'text'\")")
     for name, where in reached.knobs.items():
         if name not in bindings:
             hint = near(name, [key for key, binding in bindings.items() if not binding.argument])
             raise UserError(f"{where}: {name} is read but never set: add --gin.{name}=VALUE{hint}")
-    if reached.incomplete:
-        raise UserError(reached.incomplete[0])
+
+
+def check_calls(reached: Reached) -> None:
+    """Raises a UserError for a function that the configuration calls without all of its arguments."""
+    for (scope, name, called), given, where in reached.calls:
+        missing = [each for each in required(lookup(name, where)) if each not in given]
+        if called and missing:
+            selector = f"{scope}/{name}" if scope else name
+            hint = f"write @{selector} to pass the function itself, or bind {selector}.{missing[0]}"
+            raise UserError(f"{where}: @{selector}() needs {joined(missing)}: {hint}")
 
 
 def binds(bindings: Sequence[Binding], function: Callable[..., Any]) -> bool:
     """Whether any binds an argument of a run function."""
-    return any(each.argument and each.selector.split(".")[-1] == function.__name__ for each in bindings)
+    return any(each.argument and _short(each.selector) == function.__name__ for each in bindings)
 
 
 def check_other_run(bindings: Sequence[Binding], function: Callable[..., Any], path: str) -> None:

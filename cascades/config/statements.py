@@ -3,6 +3,7 @@
 import difflib
 import enum
 import math
+import re
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ class Source(enum.Enum):
 class Binding(NamedTuple):
     """One `scope/selector.argument = value`, or `NAME = value` where `argument` is empty.
 
-    where: the file and line, or the command-line argument, for messages.
+    where: the file and line, or the command-line argument, for messages. words: the comment behind it.
     """
 
     scope: str
@@ -59,6 +60,7 @@ class Binding(NamedTuple):
     value: Any
     where: str
     source: Source
+    words: str = ""
 
     @property
     def key(self) -> str:
@@ -114,20 +116,21 @@ def of_file(path: Path, source: Source, including: tuple[Path, ...] = ()) -> Ite
         raise UserError(f"{path}: the file includes itself")
     including = (*including, path.resolve())
     below = source if source is Source.PAIR else Source.INCLUDED
-    with path.open(encoding="utf-8") as file:
-        try:
-            for statement in config_parser.ConfigParser(file, _Recorder()):
-                where = f"{path}, line {statement.location.line_num}"
-                if isinstance(statement, config_parser.BindingStatement):
-                    yield Binding(*statement[:4], where, source)
-                elif isinstance(statement, config_parser.IncludeStatement):
-                    yield from of_file(find(statement.filename, where), below, including)
-                elif isinstance(statement, config_parser.ImportStatement):
-                    raise UserError(f"{where}: name functions by their path, as @my_rules.mine, in place of an import")
-        except UserError:
-            raise
-        except (SyntaxError, tokenize.TokenError, ValueError) as error:
-            raise UserError(f"{path}, {_reason(error)}") from error
+    text = path.read_text(encoding="utf-8")
+    try:
+        for statement in config_parser.ConfigParser(text, _Recorder()):
+            line = statement.location.line_num
+            where = f"{path}, line {line}"
+            if isinstance(statement, config_parser.BindingStatement):
+                yield Binding(*statement[:4], where, source, _words(text.splitlines()[line - 1 :]))
+            elif isinstance(statement, config_parser.IncludeStatement):
+                yield from of_file(find(statement.filename, where), below, including)
+            elif isinstance(statement, config_parser.ImportStatement):
+                raise UserError(f"{where}: name functions by their path, as @my_rules.mine, in place of an import")
+    except UserError:
+        raise
+    except (SyntaxError, tokenize.TokenError, ValueError) as error:
+        raise UserError(f"{path}, {_reason(error)}") from error
 
 
 def of_overrides(overrides: Sequence[str]) -> Iterator[Binding]:
@@ -183,6 +186,16 @@ def _reason(error: Exception) -> str:
     if isinstance(error, tokenize.TokenError):
         return f"line {error.args[1][0]}: {error.args[0]}"
     return str(error)
+
+
+def _words(lines: Sequence[str]) -> str:
+    """Returns the comment behind the first of some lines, and those that go on with it below."""
+    _, *found = re.split(r"\s+# ", lines[0], maxsplit=1)
+    for line in lines[1:]:
+        if not re.match(r"\s+# ", line):
+            break
+        found.append(line.partition("# ")[2])
+    return " ".join(found)
 
 
 def _written(value: Any) -> str:
