@@ -320,3 +320,118 @@ def test_the_function_is_imported_only_after_the_flags(folder):
     assert (ran.returncode, ran.stdout) == (0, "imported\nran there\n"), ran.stderr
     refused = python("--config=run.gin", "--gin.X=1")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1) and "Traceback" not in refused.stderr
+
+
+# A file of a pair, over the launcher's own run file.
+
+
+@pytest.fixture
+def other(folder, monkeypatch):
+    """A repository with run files of two launchers: `toy` does not read K, and `pair_of_toys` nothing else."""
+    monkeypatch.setattr(statements, "ROOT", folder)
+    (folder / "configs").mkdir()
+    (folder / "configs" / "toy.gin").write_text(BASE + "K = 3\nfixed.k = 5\n")
+    (folder / "configs" / "pair_of_toys.gin").write_text("K = 3\nFOLDER = None\npair_of_toys.first = (%K, %FOLDER)\n")
+    return folder
+
+
+def over(text, *overrides, function=toy):
+    """Returns the arguments of a file that is read over the function's own run file."""
+    Path("pair.gin").write_text(text)
+    config.configure(function, "pair.gin", overrides, f"configs/{function.__name__}.gin")()
+    return calls[-1]
+
+
+def refused(text, *overrides, function=toy):
+    Path("pair.gin").write_text(text)
+    with pytest.raises(UserError) as caught:
+        config.configure(function, "pair.gin", overrides, f"configs/{function.__name__}.gin")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_pair_is_read_over_the_run_file(other):
+    arguments = over("DRAFTER = 'mine'\nALPHA = 0.5\n")
+    assert (arguments["drafter"], arguments["alpha"]) == ("mine", 0.5)
+    assert arguments["lookahead"].init(1, None).tolist() == [5], "what the pair does not set is the run file's"
+    assert over("DRAFTER = 'mine'\nALPHA = 0.5\n", "ALPHA=0.7")["alpha"] == 0.7
+
+
+def test_a_pair_may_include_another(other):
+    (other / "inner.gin").write_text("DRAFTER = 'inner'\nALPHA = 0.3\n")
+    arguments = over("include 'inner.gin'\nALPHA = 0.6\n")
+    assert (arguments["drafter"], arguments["alpha"]) == ("inner", 0.6)
+    (other / "inner.gin").write_text("DRAFTER = 'inner'\nALPAH = 0.3\n")
+    assert "inner.gin, line 2: nothing in configs/toy.gin reads ALPAH (did you mean ALPHA?)" in refused(
+        "include 'inner.gin'\n"
+    )
+
+
+def test_a_complete_run_file_is_not_read_over_another(other):
+    (other / "whole.gin").write_text("toy.drafter = 'w'\ntoy.rule = @opt\ntoy.lookahead = @fixed()\ntoy.alpha = 1\n")
+    config.configure(toy, "whole.gin", (), "configs/toy.gin")()
+    assert calls[-1]["drafter"] == "w" and calls[-1]["lookahead"].init(1, None).tolist() != [5]
+
+
+def test_a_knob_of_another_launcher_is_passed_over_in_a_pair_and_refused_elsewhere(other):
+    assert over("DRAFTER = 'd'\nK = 4\nFOLDER = %WHERE\nWHERE = @no_such.function()\n")["drafter"] == "d"
+    assert "pair.gin, line 2: nothing in configs/toy.gin reads KK" in refused("DRAFTER = 'd'\nKK = 4\n")
+    assert "--gin.K=4: nothing in configs/toy.gin reads K;" in refused("DRAFTER = 'd'\nK = 5\n", "K=4")
+    (other / "mine.gin").write_text("include 'configs/toy.gin'\nDRAFTER = 'd'\nK = 4\n")
+    assert "mine.gin, line 3: nothing in mine.gin reads K;" in error(path="mine.gin")
+
+
+def test_a_run_file_of_another_launcher_is_refused(other):
+    sentence = refused("include 'configs/pair_of_toys.gin'\nK = 4\n")
+    assert (
+        "pair.gin is a run file of pair_of_toys (" in sentence and "binds pair_of_toys.first), and toy was" in sentence
+    )
+
+
+def test_a_required_knob_of_a_pair_is_named(other):
+    assert refused("DRAFTER = %gin.REQUIRED\nK = %gin.REQUIRED\n").startswith(
+        "pair.gin: DRAFTER must be set: add --gin."
+    )
+
+
+# What is read is what the run function's own bindings lead to.
+
+
+def test_what_only_an_included_file_mentions_is_not_read(folder):
+    (folder / "more.gin").write_text("BETA = 1.0\nHEURISTIC = 3\nlossy.beta = %BETA\nheuristic.start = %HEURISTIC\n")
+    (folder / "run.gin").write_text("include 'more.gin'\ninclude 'base.gin'\n")
+    assert "--gin.BETA=0.5: nothing in run.gin reads BETA;" in error(*GIVEN, "BETA=0.5", path="run.gin")
+    config.configure(toy, "run.gin", (*GIVEN, "RULE=@lossy", "BETA=0.5"))()
+    assert calls[-1]["rule"].__name__ == "lossy"
+    assert "reads HEURISTIC" in error(*GIVEN, "RULE=@lossy", "HEURISTIC=2", path="run.gin")
+
+
+def test_what_is_bound_in_a_scope_is_read_there_alone(folder):
+    (folder / "run.gin").write_text(
+        "include 'base.gin'\nLEFT = 1\nRIGHT = 2\nLOOKAHEAD = @left/fixed()\n"
+        "left/fixed.k = %LEFT\nright/fixed.k = %RIGHT\n"
+    )
+    assert called(*GIVEN, "LEFT=4", path="run.gin")["lookahead"].init(1, None).tolist() == [4]
+    assert "--gin.RIGHT=4: nothing in run.gin reads RIGHT" in error(*GIVEN, "RIGHT=4", path="run.gin")
+    both = called(*GIVEN, "RIGHT=4", "LOOKAHEAD=@left/right/fixed()", "left/right/fixed.k=%RIGHT", path="run.gin")
+    assert both["lookahead"].init(1, None).tolist() == [4]
+
+
+def test_a_field_of_a_spec_that_nothing_makes_is_refused(folder):
+    assert "nothing in base.gin reads x/ModelSpec.uri" in error(*GIVEN, "x/ModelSpec.uri='a'")
+    arguments = called("DRAFTER=@x/ModelSpec()", "x/ModelSpec.uri='a'")
+    assert arguments["drafter"].uri == "a"
+    assert "ModelSpec has no argument url (did you mean uri?)" in error(*GIVEN, "x/ModelSpec.url='a'")
+    assert "toy has no argument uri (did you mean ModelSpec.uri?)" in error(*GIVEN, "toy.uri='a'")
+
+
+@pytest.mark.parametrize("knobs", [("ALPHA=%ALPHA",), ("ALPHA=[%RULE]", "RULE=(1, %ALPHA)"), ("fixed.k=@fixed()",)])
+def test_a_value_that_is_made_of_itself_is_refused(knobs):
+    assert "a value cannot be made of itself" in error(*GIVEN, *knobs)
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "[(1, 2.5), {'a': None}]", "(True,)", "'#\\'\"é\\n'", "{}", "()"])
+def test_a_value_comes_as_it_was_written(value):
+    from ast import literal_eval
+
+    assert called(*GIVEN, f"toy.width={value}")["width"] == literal_eval(value)

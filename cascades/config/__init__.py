@@ -86,7 +86,8 @@ def configure(
         below = statements.of_file(statements.find(base, path), Source.INCLUDED)
         stated, reader = [*below, *statements.of_file(file, Source.PAIR)], base
     stated += statements.of_overrides(overrides)
-    known = knobs.without_unread(stated)
+    kept = knobs.mentioned(stated)  # what the others hold need not even be known to this launcher
+    known = [each for each in stated if each.argument or each.key in kept]
     knobs.check_names(known)
     bindings = knobs.effective(known)
     reached = knobs.reach(bindings, function.__name__)

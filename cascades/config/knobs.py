@@ -45,10 +45,16 @@ def effective(bindings: Iterable[Binding]) -> Bindings:
     return {binding.key: binding for binding in bindings}
 
 
-def without_unread(bindings: Sequence[Binding]) -> list[Binding]:
-    """Leaves out macros that stand in no value: what they hold need not even be known to this launcher."""
-    mentioned = macros(bindings)
-    return [binding for binding in bindings if binding.argument or binding.key in mentioned]
+def mentioned(bindings: Sequence[Binding]) -> set[str]:
+    """Returns the macros that stand in what is bound of a function, be it called or not, or in such a macro."""
+    return _closed(macros(each for each in bindings if each.argument), bindings)
+
+
+def _closed(found: set[str], bindings: Sequence[Binding]) -> set[str]:
+    """Adds the macros that stand in those that were found."""
+    while more := macros(each for each in bindings if each.key in found) - found:
+        found = found | more
+    return found
 
 
 def check_names(bindings: Sequence[Binding]) -> None:
@@ -137,39 +143,33 @@ def _applies(bound: str, scope: str) -> bool:
 def check_read(bindings: Sequence[Binding], reached: Reached, function: Callable[..., Any], file: str) -> None:
     """Raises a UserError for a knob that is set and not read.
 
-    The command line and a run file may set what the run reads; a pair's file also what another launcher does.
+    The command line may set what the run reads; a run file also what would be read with another choice, such as the
+    arguments of another rule; a pair's file also what another launcher reads.
 
     Args:
       bindings: all of them. reached: by `function`. file: in which the function's knobs stand.
     """
-    renamed = getattr(sys.modules[function.__module__], "RENAMED", {})
-    passed: set[str] | None = None
+    allowed = {Source.COMMAND: set(reached.knobs), Source.FILE: mentioned(bindings)}
     for binding in bindings:
-        if binding.source is Source.INCLUDED or binding.key in (reached.keys if binding.argument else reached.knobs):
-            continue
+        where, key, source = binding.where, binding.key, binding.source
         if binding.argument:
-            # Arguments of a function may be set before it is chosen; those of a spec are knobs.
-            if binding.source is Source.COMMAND and is_spec(lookup(binding.selector, binding.where)):
-                raise UserError(f"{binding.where}: nothing in {file} reads {binding.key}")
+            # Of the arguments of other functions the same holds as of a run file's knobs.
+            if source is Source.COMMAND and key not in reached.keys and is_spec(lookup(binding.selector, where)):
+                raise UserError(f"{where}: nothing in {file} reads {key}")
             continue
-        if binding.source is Source.PAIR:
-            passed = _passed_over(bindings) if passed is None else passed
-            if binding.key in passed:
-                continue
-        knobs = ", ".join(sorted(reached.knobs)) or "none"
-        hint = renamed.get(binding.key)
-        hint = f" (did you mean {hint}?)" if hint else near(binding.key, reached.knobs)
-        raise UserError(f"{binding.where}: nothing in {file} reads {binding.key}{hint}; its knobs are {knobs}")
+        if source is Source.PAIR and source not in allowed:
+            allowed[source] = allowed[Source.FILE] | _closed(_knobs_of_launchers(), bindings)
+        if source is not Source.INCLUDED and key not in allowed[source]:
+            renamed = getattr(sys.modules[function.__module__], "RENAMED", {}).get(key)
+            hint = f" (did you mean {renamed}?)" if renamed else near(key, reached.knobs)
+            knobs = ", ".join(sorted(reached.knobs)) or "none"
+            raise UserError(f"{where}: nothing in {file} reads {key}{hint}; its knobs are {knobs}")
 
 
-def _passed_over(bindings: Sequence[Binding]) -> set[str]:
-    """The knobs of any launcher of the repository, and what a pair's file makes them of."""
-    known = set()
-    for file in sorted((statements.ROOT / "configs").glob("*.gin")):
-        known |= macros(of_file(file, Source.INCLUDED))
-    while more := macros(each for each in bindings if each.source is Source.PAIR and each.key in known) - known:
-        known |= more
-    return known
+def _knobs_of_launchers() -> set[str]:
+    """What the run files of the repository read."""
+    files = sorted((statements.ROOT / "configs").glob("*.gin"))
+    return set().union(*(macros(of_file(file, Source.INCLUDED)) for file in files))
 
 
 def check_set(bindings: Bindings, reached: Reached, path: str) -> None:
