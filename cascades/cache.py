@@ -86,14 +86,16 @@ def write(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
     return buffer.at[rows, :, positions].set(updates, mode="drop", unique_indices=False)
 
 
-def fill(buffer: Buffer, new: Float[Array, "b g s h"]) -> Buffer:
-    """Writes `new` at slot 0 of every row, for a prefill."""
-    parts = quantized(new) if isinstance(buffer, Int8Buffer) else new
+def fill(buffer: Buffer, new: Float[Array, "b g s h"], start: Int[Array, ""] | int = 0) -> Buffer:
+    """Writes `new` from slot `start` of every row on, for a prefill; it lies inside the buffer."""
+    if isinstance(buffer, Int8Buffer):
+        return jax.tree.map(lambda old, part: put(old, part, start), buffer, quantized(new))
+    return put(buffer, new, start)
 
-    def put(old, part):
-        return lax.dynamic_update_slice(old, part.astype(old.dtype), (0,) * old.ndim)
 
-    return jax.tree.map(put, buffer, parts)
+def put(buffer: Array, new: Array, start: Int[Array, ""] | int) -> Array:
+    """`fill` of an array `[b, g, s, …]` into one `[b, g, t, …]`."""
+    return lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), start, axis=2)
 
 
 def rewind(cache, length: Int[Array, " b"]):
@@ -115,17 +117,3 @@ def scrub(cache):
         return jnp.where(jnp.expand_dims(live, (1, *range(3, buffer.ndim))), buffer, 0)
 
     return jax.tree.map(clean, cache)
-
-
-def insert(cache: KVCache, row: KVCache, slot: Int[Array, ""]) -> KVCache:
-    """Puts a cache of one row (`b` = 1, the same `t`) into row `slot`."""
-
-    def put(buffer, new):
-        return lax.dynamic_update_slice(buffer, new, (slot, *(0,) * (buffer.ndim - 1)))
-
-    return jax.tree.map(put, cache, row)
-
-
-def clear(cache: KVCache, slot: Int[Array, ""]) -> KVCache:
-    """Empties row `slot`."""
-    return cache._replace(length=cache.length.at[slot].set(0))

@@ -226,6 +226,7 @@ def request(cases, keys=None) -> Request:
             column([case.settings.min_p for case in cases], np.float32),
         ),
         alpha=column([case.code for case in cases], np.float32),
+        ignore_eos=jnp.zeros((len(cases),), bool),
     )
 
 

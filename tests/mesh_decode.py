@@ -59,6 +59,7 @@ def request() -> Request:
         key=jax.random.split(jax.random.key(4), BATCH),
         sampling=Sampling(temperature, full(0, jnp.int32), full(0.9, jnp.float32), full(0.0, jnp.float32)),
         alpha=full(0.4, jnp.float32),
+        ignore_eos=full(False, jnp.bool_),
     )
 
 

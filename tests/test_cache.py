@@ -50,19 +50,6 @@ def test_rewind_then_append_overwrites():
         np.testing.assert_array_equal(buffer[row, :, length : length + 2], second[row])
 
 
-def test_insert_and_clear_touch_one_row():
-    full = caches.KVCache((numbers(SLOTS, 1), numbers(SLOTS, 500)), (numbers(SLOTS, 1000),) * 2, jnp.arange(1, 5))
-    full = full._replace(length=full.length.astype(jnp.int32))
-    row = jax.tree.map(lambda x: -x[2:3], full)
-    changed = jax.jit(caches.insert)(full, row, jnp.int32(1))
-    for new, old, put in zip(*(jax.tree.leaves(x) for x in (changed, full, row)), strict=True):
-        np.testing.assert_array_equal(new[1:2], put)
-        np.testing.assert_array_equal(np.delete(new, 1, axis=0), np.delete(old, 1, axis=0))
-    cleared = caches.clear(full, jnp.int32(3))
-    np.testing.assert_array_equal(cleared.length, [1, 2, 3, 0])
-    np.testing.assert_array_equal(cleared.keys[0], full.keys[0])
-
-
 def test_an_int8_buffer_is_written_like_another_and_is_within_half_a_step():
     cache = caches.init(BATCH, SLOTS, layers=1, heads=HEADS, head_dim=SIZE, dtype=jnp.int8)
     first, second = numbers(4, 1), -numbers(3, 1000)

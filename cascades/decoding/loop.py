@@ -1,4 +1,4 @@
-"""The generation: prefill, then one `lax.while_loop` of rounds on the device."""
+"""The generation as slots: rows are prefilled, inserted beside others, and run by one `lax.while_loop`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +12,7 @@ from cascades.decoding.control import when
 from cascades.decoding.draft import before
 from cascades.decoding.round import Plan, advance
 from cascades.decoding.state import Finish, Origin, Request, State, empty_info, placed
+from cascades.distributions import Sampling
 from cascades.typing import Array, Bool, Int, Params
 
 Advance = Callable[..., State]
@@ -22,21 +23,29 @@ FREE = -1  # the value of `forced` that leaves the draft length to the lookahead
 class Programs(NamedTuple):
     """A plan, compiled on first use for each shape.
 
-    start: `(verifier_params, drafter_params, request, lookahead, slots) -> state`: prefills both caches. `lookahead` is
-      what `plan.lookahead.init` returns; it stays outside, so that one program serves every draft length. `slots`,
-      static, is the length of every buffer; at least the largest limit and the padded prompt.
-    run: `(verifier_params, drafter_params, state, stop, rounds, forced) -> state`: rounds until every row has ended, or
-      `rounds` of them (traced: a stream asks for a few at a time). `stop` `[b]` ends rows on the host's word. The
-      state is donated. `forced` is `FREE`, or the draft length of every row.
+    A batch is `start` and `run`. Rows that come and go are `vacant`, then for each request `start` of one row and
+    `insert`, and `run` between them; a row that has ended is free again.
+
+    start: `(verifier_params, drafter_params, request, lookahead, slots) -> state`: prefills the rows of a request.
+      `lookahead` is what `plan.lookahead.init` returns; it stays outside, so that one program serves every draft
+      length. `slots`, static, is the length of every buffer; at least the largest limit and the padded prompt.
+    vacant: `(lookahead, slots) -> state`: as many rows as the lookahead has, with nobody in them.
+    insert: `(state, row, slot) -> state`: puts a state of one row, with buffers of the same length, in the place of row
+      `slot` (traced), whoever sat there. The state is donated.
+    run: `(verifier_params, drafter_params, state, stop, rounds, forced, eager) -> state`: rounds until every row has
+      ended, or `rounds` of them (traced: a stream asks for a few at a time); if `eager` until one has. `stop` `[b]`
+      ends rows on the host's word. The state is donated. `forced` is `FREE`, or the draft length of every row.
     """
 
     plan: Plan
     start: Any
+    vacant: Any
+    insert: Any
     run: Any
 
 
 def compile_plan(plan: Plan, advance: Advance = advance) -> Programs:
-    """Returns the two programs of a plan. One pair serves streaming, batches, sweeps and benchmarks alike.
+    """Returns the programs of a plan. They serve streaming, batches, sweeps and benchmarks alike.
 
     Args:
       plan: what is static. advance: one round; `sequential.advance_sequential` makes a token cascade.
@@ -45,57 +54,93 @@ def compile_plan(plan: Plan, advance: Advance = advance) -> Programs:
     def start(verifier_params, drafter_params, request: Request, lookahead: Any, slots: int) -> State:
         return _start(plan, verifier_params, drafter_params, request, lookahead, slots)
 
-    def run(verifier_params, drafter_params, state: State, stop, rounds, forced) -> State:
-        step = partial(advance, plan, verifier_params, drafter_params, forced=forced)
-        return _run(lambda state: placed(step(state=state), plan.layout), state, stop, rounds)
+    def vacant(lookahead: Any, slots: int) -> State:
+        return _vacant(plan, lookahead, slots)
 
-    return Programs(plan, jax.jit(start, static_argnames="slots"), jax.jit(run, donate_argnums=2))
+    def insert(state: State, row: State, slot: Int[Array, ""]) -> State:
+        return placed(_insert(state, row, slot), plan.layout)
+
+    def run(verifier_params, drafter_params, state: State, stop, rounds, forced, eager=False) -> State:
+        step = partial(advance, plan, verifier_params, drafter_params, forced=forced)
+        return _run(lambda state: placed(step(state=state), plan.layout), state, stop, rounds, eager)
+
+    return Programs(
+        plan,
+        jax.jit(start, static_argnames="slots"),
+        jax.jit(vacant, static_argnames="slots"),
+        jax.jit(insert, donate_argnums=0),
+        jax.jit(run, donate_argnums=2),
+    )
+
+
+def _vacant(plan: Plan, lookahead: Any, slots: int) -> State:
+    batch = jax.tree.leaves(lookahead)[0].shape[0]
+    number, real = jnp.ones((batch,), jnp.int32), jnp.zeros((batch,), jnp.float32)
+    none = jnp.zeros((batch,), bool)
+    request = Request(
+        tokens=jnp.zeros((batch, slots), jnp.int32),
+        length=number,  # of one token, which no cache holds
+        limit=number,
+        key=jnp.broadcast_to(jax.random.key(0), (batch,)),
+        sampling=Sampling(real, 0 * number, real + 1, real),
+        alpha=real,
+        ignore_eos=none,
+    )
+    state = _state(plan, request, lookahead, *_caches(plan, batch, slots))
+    return placed(state._replace(finish=jnp.full((batch,), int(Finish.VACANT), jnp.int8)), plan.layout)
+
+
+def _caches(plan: Plan, batch: int, slots: int) -> tuple[Any, Any]:
+    """Empty ones. A drafter with a shorter context than the rows' has a shorter cache."""
+    room = min(slots, plan.drafter.context_length) if plan.drafter else 0
+    return plan.verifier.init_cache(batch, slots), plan.drafter.init_cache(batch, room) if plan.drafter else None
 
 
 def _start(
     plan: Plan, verifier_params: Params, drafter_params: Params, request: Request, lookahead: Any, slots: int
 ) -> State:
-    """Prefills both caches. A drafter with a shorter context than the rows' has a shorter cache, and reads no more of a
-    prompt than that holds: it never drafts behind a prompt that is longer.
+    """Prefills both caches. A drafter reads no more of a prompt than its cache holds: it never drafts behind a prompt
+    that is longer.
     """
     batch, width = request.tokens.shape
-    k_max = plan.k_max if plan.drafter else 0
-    tokens = jnp.pad(request.tokens, ((0, 0), (0, slots - width)))
     held = request.length - 1  # the last token of the prompt is pending
     # Padding is a token of the row: one that the model cannot score would leave NaN behind the row's end.
     there = jnp.arange(width, dtype=jnp.int32)[None, :] < request.length[:, None]
     fed = jnp.where(there, request.tokens, request.tokens[:, :1])
-
-    def prefill(model, params, cache, room, *features):
-        return model.prefill(params, fed[:, :room], jnp.minimum(held, room), cache, *features)
-
-    verifier_cache = prefill(plan.verifier, verifier_params, plan.verifier.init_cache(batch, slots), slots)
-    # A drafter that is not asked at first reads the prompt when it is: its first draft catches up.
-    _, length = plan.lookahead.propose(lookahead)
-    asked = jnp.any(length > 0) | (plan.bonus == "target")
-    asked |= plan.drafter is not None and plan.drafter.start is not None  # an encoder reads all of it at once
-    drafter_cache = None
+    verifier_cache, drafter_cache = _caches(plan, batch, slots)
+    verifier_cache = plan.verifier.prefill(verifier_params, fed, held, verifier_cache)
     if plan.drafter:
-        room = min(slots, plan.drafter.context_length)
-        asked &= jnp.any(request.length < plan.drafter.context_length)
+        drafter, room = plan.drafter, min(width, slots, plan.drafter.context_length)
+        # A drafter that is not asked at first reads the prompt when it is: its first draft catches up.
+        _, length = plan.lookahead.propose(lookahead)
+        asked = jnp.any(length > 0) | (plan.bonus == "target")
+        asked |= drafter.start is not None  # an encoder reads all of it at once
+        asked &= jnp.any(request.length < drafter.context_length)
         given = ()
-        if plan.drafter.reads is not None:
-            given = (before(verifier_cache.features, jnp.zeros_like(held), min(width, room)),)
+        if drafter.reads is not None:
+            given = (before(verifier_cache.features, jnp.zeros_like(held), room),)
 
         def read(cache):
-            return prefill(plan.drafter, drafter_params, cache, room, *given)
+            return drafter.prefill(drafter_params, fed[:, :room], jnp.minimum(held, room), cache, *given)
 
-        drafter_cache = when(asked, read, plan.drafter.init_cache(batch, room))
+        drafter_cache = when(asked, read, drafter_cache)
+    request = request._replace(tokens=jnp.pad(request.tokens, ((0, 0), (0, slots - width))))
+    return placed(_state(plan, request, lookahead, verifier_cache, drafter_cache), plan.layout)
 
-    state = State(
-        tokens=tokens,
-        origins=jnp.full(tokens.shape, int(Origin.PROMPT), jnp.int8),
+
+def _state(plan: Plan, request: Request, lookahead: Any, verifier_cache: Any, drafter_cache: Any) -> State:
+    batch = request.length.shape[0]
+    k_max = plan.k_max if plan.drafter else 0
+    return State(
+        tokens=request.tokens,
+        origins=jnp.full(request.tokens.shape, int(Origin.PROMPT), jnp.int8),
         length=request.length,
         limit=request.limit,
         finish=jnp.where(request.length < request.limit, int(Finish.RUNNING), int(Finish.LENGTH)).astype(jnp.int8),
         key=request.key,
         sampling=request.sampling,
         alpha=request.alpha,
+        ignore_eos=request.ignore_eos,
         verifier_cache=verifier_cache,
         drafter_cache=drafter_cache,
         draft_logits=jnp.zeros((batch, k_max + 1, plan.vocab_size if plan.drafter else 1), jnp.float32),
@@ -103,19 +148,39 @@ def _start(
         silent=jnp.zeros((batch,), bool),
         info=empty_info(batch, k_max),
     )
-    return placed(state, plan.layout)
 
 
-def _run(step: Callable[[State], State], state: State, stop: Bool[Array, " b"], rounds: Int[Array, ""]) -> State:
+def _insert(state: State, row: State, slot: Int[Array, ""]) -> State:
+    """All of a row is replaced, so that nothing of who sat there is left; scratch is nobody's."""
+
+    def put(old: Array, new: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(old, new, slot, axis=0)
+
+    scratch = state.draft_logits
+    return jax.tree.map(put, state._replace(draft_logits=None), row._replace(draft_logits=None))._replace(
+        draft_logits=scratch
+    )
+
+
+def _run(
+    step: Callable[[State], State],
+    state: State,
+    stop: Bool[Array, " b"],
+    rounds: Int[Array, ""],
+    eager: Bool[Array, ""] | bool,
+) -> State:
     finish = jnp.where(stop & state.running, int(Finish.STOP), state.finish).astype(jnp.int8)
+    state = state._replace(finish=finish)
+    began = state.running
 
     def more(carry):
         done, state = carry
-        return (done < rounds) & jnp.any(state.running)
+        ended = jnp.any(began & ~state.running)
+        return (done < rounds) & jnp.any(state.running) & ~(ended & eager)
 
     def body(carry):
         done, state = carry
         return done + 1, step(state)
 
-    _, state = lax.while_loop(more, body, (jnp.int32(0), state._replace(finish=finish)))
+    _, state = lax.while_loop(more, body, (jnp.int32(0), state))
     return state

@@ -221,7 +221,7 @@ def append(
     is_eos = jnp.zeros(tokens.shape, bool)
     for token in eos:
         is_eos |= tokens == token
-    is_eos &= column < count[:, None]
+    is_eos &= (column < count[:, None]) & ~state.ignore_eos[:, None]
     ended = jnp.any(is_eos, axis=1)
     count = jnp.where(ended, jnp.argmax(is_eos, axis=1).astype(jnp.int32) + 1, count)
     count = jnp.where(state.running, count, 0).astype(jnp.int32)

@@ -30,20 +30,22 @@ class Origin(IntEnum):
 
 class Finish(IntEnum):
     """Why a row ended: an end-of-sequence token, its length limit, the host (a stop string), or a model that gives no
-    distribution (NaN)."""
+    distribution (NaN). VACANT: nobody sits there."""
 
     RUNNING = 0
     EOS = 1
     LENGTH = 2
     STOP = 3
     ERROR = 4
+    VACANT = 5
 
 
 class Request(NamedTuple):
     """A batch of prompts and how each is decoded; every field is traced and per row.
 
     tokens: int32 `[b, s]`, right-padded. length: int32 `[b]`, at least 1. limit: int32 `[b]`, most tokens that a row
-    may hold, its prompt included. key: one typed key a request. alpha: the rule's threshold.
+    may hold, its prompt included. key: one typed key a request. alpha: the rule's threshold. ignore_eos: rows that no
+    end-of-sequence token ends.
     """
 
     tokens: Int[Array, "b s"]
@@ -52,6 +54,7 @@ class Request(NamedTuple):
     key: Key[Array, " b"]
     sampling: Sampling
     alpha: Float[Array, " b"]
+    ignore_eos: Bool[Array, " b"]
 
 
 class Info(NamedTuple):
@@ -101,6 +104,7 @@ class State(NamedTuple):
     key: Key[Array, " b"]
     sampling: Sampling
     alpha: Float[Array, " b"]
+    ignore_eos: Bool[Array, " b"]
     verifier_cache: Cache
     drafter_cache: Cache | None
     draft_logits: Float[Array, "b m v"]

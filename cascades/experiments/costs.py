@@ -28,8 +28,9 @@ from cascades.generation import (
     load_pair,
     queries,
 )
-from cascades.generation.engine import compile_for, slots_for, time_rounds
-from cascades.generation.stream import batch_of
+from cascades.generation.costs import programs_for, time_rounds
+from cascades.generation.engine import slots_for
+from cascades.generation.slots import request_of
 from cascades.lookahead import fixed
 
 
@@ -95,13 +96,11 @@ def measure(engine: Engine, prompt: str, repeats: int, prompts: PromptSpec = Pro
     """Times passes and rounds in turn, `repeats` times."""
     settings, pair = engine.settings, engine.pair
     assert pair.drafter is not None
-    asked = queries(engine, [prompt], raw=prompts.raw_prompt, control_tokens=prompts.control_tokens)
-    requests = asked * settings.batch_size
-    length = len(requests[0].ids)
-    slots = slots_for(engine, [length + requests[0].max_new_tokens])
-    shapes = Shapes(settings.batch_size, slots, slots)
-    request = batch_of(engine, shapes, requests)
-    compiled = compile_for(engine, shapes, request)
+    query = queries(engine, [prompt], raw=prompts.raw_prompt, control_tokens=prompts.control_tokens)[0]
+    length = len(query.ids)
+    shapes = Shapes(settings.batch_size, slots_for(engine, [length + query.max_new_tokens]))
+    compiled = programs_for(engine, shapes, query.ids)
+    request = request_of(engine, compiled, query)
     lengths = range(settings.k_max + 1)
     steps = _pass(pair.drafter, shapes, length, 1)
     widths = engine.programs.plan.widths

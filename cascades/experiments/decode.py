@@ -26,11 +26,8 @@ from cascades.generation import (
     generate,
     load_pair,
     queries,
+    query,
 )
-from cascades.generation.engine import Shapes, slots_for
-from cascades.generation.stream import query
-
-_CHAT_SLOTS = 1024  # tokens of a conversation before it is compiled for a longer one
 
 
 def decode(
@@ -115,7 +112,6 @@ def decode(
         pathlib.Path(output).expanduser().with_suffix(".config.gin").write_text(config_text(), encoding="utf-8")
 
     results: list[tuple[int, Result]] = []
-    batch = 1 if interactive else settings.batch_size
     try:
         answers.write_failures(file, found, failed)
         if interactive:
@@ -128,11 +124,11 @@ def decode(
                 records.append(file, answers.record(result, None if interactive else found[places[index]]))
     finally:
         if results:
-            err.print(terminal.table(results, batch, None if interactive else places))
+            err.print(terminal.table(results, None if interactive else places))
             for told in (terminal.positions(results), terminal.without_drafter(results)):
                 if told:
                     err.print(told, highlight=False, soft_wrap=True)
-            seconds = terminal.compile_seconds(results, batch)
+            seconds = terminal.compile_seconds(results)
             err.print(f"compiled in {seconds:.1f} s, not counted above", highlight=False)
         if file:
             file.close()
@@ -152,12 +148,11 @@ def _stream(
     *,
     places: Sequence[int] = (0,),
     count: int = 1,
-    shapes: Shapes | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """Prints the text of requests as it is decided; yields each result as it ends.
 
     Args:
-      places: of the requests among `count` prompts, some of which may not be decoded. shapes: as of `generate`.
+      places: of the requests among `count` prompts, some of which may not be decoded.
     """
     if not requests:
         return
@@ -169,7 +164,7 @@ def _stream(
     smooth = bool(hosts.agreed(np.int32(out.is_terminal)))  # every host takes the same steps
     try:
         with waiting:
-            events = generate(engine, requests, rounds=1 if smooth else 8, shapes=shapes)
+            events = generate(engine, requests, rounds=1 if smooth else 8)
             event = next(events, None)
         while event is not None:
             if isinstance(event, Finished):
@@ -190,7 +185,7 @@ def _chat(engine: Engine, out: Console, err: Console, how: PromptSpec) -> Iterat
     tokenizer = engine.pair.verifier.tokenizer
     err.print("Type a prompt; an empty line ends the conversation.", highlight=False)
     messages: list[dict[str, str]] = []
-    slots, turn = 0, 0
+    turn = 0
     while (line := _ask(out)).strip():
         try:
             if tokenizer.has_chat_template and not how.raw_prompt:
@@ -204,11 +199,7 @@ def _chat(engine: Engine, out: Console, err: Console, how: PromptSpec) -> Iterat
             answers.tell(err, str(error))
             messages = []
             continue
-        needed = slots_for(engine, [len(request.ids) + request.max_new_tokens])
-        if needed > slots:  # room for some turns more, as every new size is compiled anew
-            slots = min(max(2 * needed, _CHAT_SLOTS), engine.settings.context or engine.context)
-        shapes = None if engine.settings.method == "sequence_cascade" else Shapes(1, slots, slots)
-        for _, result in _stream(engine, [request], out, err, shapes=shapes):
+        for _, result in _stream(engine, [request], out, err):
             messages.append({"role": "assistant", "content": result.text})
             yield turn, result
             if result.error:

@@ -267,11 +267,11 @@ def _timed(tasks: Sequence[Task], engines: dict[tuple, Engine], requests: Sequen
                 progress.update(bar, description=f"compiling {point.rule} {point.lookahead}")
                 shapes[point.program] = prepare(engine, requests)
                 short = [each._replace(max_new_tokens=min(_WARM_UP, each.max_new_tokens)) for each in group]
-                complete(engine, short, shapes=shapes[point.program])
+                complete(engine, short, shapes=shapes[point.program], together=True)
             label = point.rule if point.alpha is None else f"{point.rule} {point.alpha:g}"
             progress.update(bar, description=label)
             group = [each._replace(alpha=point.settings.alpha) for each in group]
-            results = complete(engine, group, shapes=shapes[point.program])
+            results = complete(engine, group, shapes=shapes[point.program], together=True)
             for at, result in zip(task.chosen, results, strict=True):
                 if result.error:  # figures of half an answer would be wrong ones
                     raise UserError(f"prompt {at + 1} of {len(requests)} has no answer with {label}: {result.error}")

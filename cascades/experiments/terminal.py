@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich import box
 from rich.color import ColorSystem
@@ -126,12 +126,11 @@ def legend(console: Console, method: str) -> None:
         console.print(" · ".join(parts), highlight=False)
 
 
-def table(results: Sequence[tuple[int, Result]], batch_size: int = 1, places: Sequence[int] | None = None) -> Table:
+def table(results: Sequence[tuple[int, Result]], places: Sequence[int] | None = None) -> Table:
     """Returns a row per request (unless they are many) and one of the whole; it fits 80 columns.
 
     Args:
-      results: each with the index of its request. batch_size: requests that were decoded together: time passes for
-        all of them at once. places: what each is called, from 0, where that is not its index.
+      results: each with the index of its request. places: what each is called, from 0, where that is not its index.
     """
     results = sorted(results, key=lambda pair: pair[0])
     drawn = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -142,7 +141,7 @@ def table(results: Sequence[tuple[int, Result]], batch_size: int = 1, places: Se
             drawn.add_row(str((places[index] if places else index) + 1), *_cells(result.finish_reason, result.stats))
         drawn.add_section()
     if len(results) > 1:
-        drawn.add_row(f"all {len(results)}", *_cells("", _whole(results, batch_size)))
+        drawn.add_row(f"all {len(results)}", *_cells("", _whole(results)))
     return drawn
 
 
@@ -167,9 +166,9 @@ def without_drafter(results: Sequence[tuple[int, Result]]) -> str:
     return f"the drafter said NaN: {count} request{'s'[: count > 1]} went on without it" if count else ""
 
 
-def compile_seconds(results: Sequence[tuple[int, Result]], batch_size: int = 1) -> int | float:
+def compile_seconds(results: Sequence[tuple[int, Result]]) -> int | float:
     """Returns the time that was spent compiling for these requests."""
-    return sum(max(figures) for figures in _batches(results, batch_size, "compile_s"))
+    return sum(result.stats["compile_s"] for _, result in results)
 
 
 def _cells(reason: str, stats: dict) -> list[str]:
@@ -185,8 +184,8 @@ def _cells(reason: str, stats: dict) -> list[str]:
     ]
 
 
-def _whole(results: Sequence[tuple[int, Result]], batch_size: int) -> dict:
-    """Rates of summed counts; the time of a batch is that of its slowest request."""
+def _whole(results: Sequence[tuple[int, Result]]) -> dict:
+    """Rates of summed counts; requests that were decoded side by side share their time."""
 
     def add(name: str) -> int | float:
         return sum(result.stats[name] for _, result in results)
@@ -194,7 +193,7 @@ def _whole(results: Sequence[tuple[int, Result]], batch_size: int) -> dict:
     def ratio(a: int | float, b: int | float) -> float | None:
         return a / b if b else None
 
-    seconds = sum(max(figures) for figures in _batches(results, batch_size, "wall_s"))
+    seconds = _busy([(result.stats["start_s"], result.stats["wall_s"]) for _, result in results])
     return {
         "tokens_out": add("tokens_out"),
         "block_efficiency": ratio(add("tokens_out"), add("verifier_calls")),
@@ -206,11 +205,13 @@ def _whole(results: Sequence[tuple[int, Result]], batch_size: int) -> dict:
     }
 
 
-def _batches(results: Sequence[tuple[int, Result]], batch_size: int, name: str) -> Iterable[list[float]]:
-    batches: dict[int, list[float]] = {}
-    for index, result in results:
-        batches.setdefault(index // batch_size, []).append(result.stats[name])
-    return batches.values()
+def _busy(spans: list[tuple[float, float]]) -> float:
+    """Returns for how long at least one of some spans, each of a start and a length, was going on."""
+    total, until = 0.0, 0.0
+    for start, length in sorted(spans):
+        total += max(start + length - max(start, until), 0.0)
+        until = max(until, start + length)
+    return total
 
 
 def _seconds(value: int | float | None) -> str:

@@ -7,8 +7,9 @@ from cascades.generation.placement import default_dtype
 from cascades.generation.programs import compilation_cache
 from cascades.generation.results import Result
 from cascades.generation.settings import METHODS, Settings
+from cascades.generation.slots import Finished, Query, Slots, Token, named
 from cascades.generation.specs import ModelSpec, PairSpec, PromptSpec
-from cascades.generation.stream import Finished, Query, Token, complete, generate, prepare, queries
+from cascades.generation.stream import complete, generate, prepare, queries, query
 
 __all__ = [
     "METHODS",
@@ -23,6 +24,7 @@ __all__ = [
     "Result",
     "Settings",
     "Shapes",
+    "Slots",
     "Token",
     "build",
     "compilation_cache",
@@ -30,7 +32,9 @@ __all__ = [
     "default_dtype",
     "generate",
     "load_pair",
+    "named",
     "prepare",
     "queries",
+    "query",
     "shared_vocabulary",
 ]

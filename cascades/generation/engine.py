@@ -1,6 +1,7 @@
-"""The shapes of a run and the programs compiled for them; what a round costs, measured on the program that runs."""
+"""The shapes of a run and the programs compiled for them."""
 
 import concurrent.futures
+import dataclasses
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -11,18 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cascades import hosts, lookahead
-from cascades.cache import rewind
-from cascades.decoding import (
-    FREE,
-    Origin,
-    Plan,
-    Programs,
-    Request,
-    State,
-    advance_sequential,
-    compile_plan,
-)
+from cascades.decoding import FREE, Origin, Plan, Programs, Request, State, advance_sequential, compile_plan
 from cascades.decoding.round import advance
+from cascades.distributions import Sampling
 from cascades.errors import UserError
 from cascades.generation.pair import LoadedModel, Pair, shared_vocabulary
 from cascades.generation.settings import Settings
@@ -31,22 +23,29 @@ from cascades.rules import lossless
 from cascades.typing import Params
 
 READS = ("speculative", "oracle_cascade", "verifier_only")  # methods in which the verifier sees every token at once
-_ROUND_UP = 64  # buffer lengths are multiples of it, so that similar prompts share a program
+_CONTEXT = 512  # buffers are as long as the smallest of 512, 1024, 2048, … that holds a row: few programs serve all
+_ENCODED = 64  # the same for what an encoder reads, which reads all of its padding too
 
 
 class Shapes(NamedTuple):
-    """What is static of a run: rows, padded prompt length, slots of every buffer."""
+    """What is static of a run: rows, and slots of every buffer."""
 
     batch: int
-    prompt: int
     slots: int
 
 
-class Compiled(NamedTuple):
-    """Programs of one set of shapes. costs: given, or measured. seconds: spent compiling and measuring."""
+@dataclasses.dataclass
+class Compiled:
+    """Programs of one set of shapes.
+
+    starts: prefills of one row, by the width of the prompt: a decoder has one, an encoder as many as were needed.
+    vacant, insert, run: see `Programs`. costs: given, or measured. seconds: spent compiling and measuring.
+    """
 
     shapes: Shapes
-    start: Any
+    starts: dict[int, Any]
+    vacant: Any
+    insert: Any
     run: Any
     costs: Costs
     seconds: float
@@ -55,8 +54,9 @@ class Compiled(NamedTuple):
 class Engine(NamedTuple):
     """A plan for a pair, and the weights in the places that the programs expect them.
 
-    context: most tokens of a row, see `holders`. compiled: what was compiled so far, by shapes; programs
-    that differ only in the padded prompt share `run` and its costs.
+    context: most tokens of a row, see `holders`. compiled: what was compiled so far, by shapes. parts: the engines of
+    a sequence cascade's two models, by method. born: the clock when it was built; what happens is told in seconds
+    from then on.
     """
 
     settings: Settings
@@ -66,6 +66,8 @@ class Engine(NamedTuple):
     drafter_params: Params
     context: int
     compiled: dict[Shapes, Compiled]
+    parts: dict[str, "Engine"]
+    born: float
 
 
 def build(pair: Pair, settings: Settings) -> Engine:
@@ -93,7 +95,7 @@ def build(pair: Pair, settings: Settings) -> Engine:
         lookahead=lookahead.fixed(0) if alone or oracle else settings.lookahead,  # pyright: ignore[reportArgumentType]
         k_max=0 if alone else 1 if oracle else settings.k_max,
         vocab_size=shared_vocabulary(pair),
-        eos=() if settings.ignore_eos else pair.verifier.tokenizer.eos_ids,
+        eos=pair.verifier.tokenizer.eos_ids,
         coupling=settings.coupling,  # pyright: ignore[reportArgumentType]
         bonus="target" if oracle else settings.bonus,  # pyright: ignore[reportArgumentType]
         alone=Origin.VERIFIER if settings.method == "verifier_only" else Origin.DRAFTER,
@@ -106,7 +108,17 @@ def build(pair: Pair, settings: Settings) -> Engine:
             f"CONTEXT must be at most {context}, which is what the models can hold, not {settings.context}"
             + goes_further(pair, settings.method)
         )
-    return Engine(settings, pair, programs, verifier.params, drafter.params if drafter else {}, context, {})
+    return Engine(
+        settings,
+        pair,
+        programs,
+        verifier.params,
+        drafter.params if drafter else {},
+        context,
+        {},
+        {},
+        time.perf_counter(),
+    )
 
 
 def holders(pair: Pair, method: str) -> list[LoadedModel]:
@@ -148,145 +160,154 @@ def sharing(engine: Engine, others: Iterable[Engine]) -> Engine:
     return engine
 
 
+def part(engine: Engine, method: str) -> Engine:
+    """Returns the engine of the same pair in another method, built once; alpha is none of a rule there."""
+    if method not in engine.parts:
+        alone = build(engine.pair, dataclasses.replace(engine.settings, method=method, rule=lossless))
+        engine.parts[method] = alone._replace(born=engine.born)
+    return engine.parts[method]
+
+
 def slots_for(engine: Engine, limits: Iterable[int]) -> int:
     """Returns the length of the buffers of a run whose rows grow to `limits`."""
-    return min(engine.settings.context or _up(max(limits) + 1), engine.context)
+    return engine.settings.context or min(bucket(max(limits), _CONTEXT), engine.context)
 
 
-def shapes_for(batch: int, lengths: Iterable[int], slots: int) -> Shapes:
-    """Returns the shapes of a batch of prompts of `lengths`; its padded prompt is a power of two times 64 at most."""
-    width = _ROUND_UP
-    while width < max(lengths):
-        width *= 2
-    return Shapes(batch, min(width, slots), slots)
+def bucket(length: int, least: int) -> int:
+    """Returns the smallest of `least`, twice that, four times that, … that is no less than `length`."""
+    while least < length:
+        least *= 2
+    return least
 
 
-def compile_for(engine: Engine, shapes: Shapes, example: Request) -> Compiled:
-    """Returns the programs of these shapes, compiled at the first call; `seconds` is 0 at the others.
+def prompt_width(engine: Engine, length: int, slots: int) -> int:
+    """Returns the width that a prompt is padded to: a decoder takes any length in chunks, an encoder reads it whole."""
+    return slots if engine.programs.plan.verifier.start is None else min(bucket(length, _ENCODED), slots)
 
-    Measures the costs if the lookahead wants them and none are given.
 
-    Args:
-      engine: what to compile. shapes: for what. example: a request of these shapes, to measure on.
+def compile_for(engine: Engine, shapes: Shapes, length: int) -> Compiled:
+    """Returns the programs of these shapes for prompts of `length` tokens, compiled where they are not there yet.
+
+    Where the lookahead wants costs that are not given, they are still to be measured: see `costs.programs_for`.
     """
-    if (known := engine.compiled.get(shapes)) is not None:
-        return known._replace(seconds=0.0)
+    width, known = prompt_width(engine, length, shapes.slots), engine.compiled.get(shapes)
+    if known is not None and width in known.starts:
+        return known
     began = time.perf_counter()
     settings, programs = engine.settings, engine.programs
-    given = settings.costs if programs.plan.k_max == settings.k_max else None  # a baseline drafts nothing
-    costs = given_costs(programs.plan.k_max, *(given or (0.0, ())))
-    initial = _initial(engine, shapes.batch, costs)
-    weights = engine.verifier_params, engine.drafter_params
-    number = jax.ShapeDtypeStruct((), jnp.int32)
+    plan, weights = programs.plan, (engine.verifier_params, engine.drafter_params)
+    if known is not None:
+        known.starts[width] = _start(engine, shapes, width, known.costs)
+        known.seconds += time.perf_counter() - began
+        return known
+    given = settings.costs if plan.k_max == settings.k_max else None  # a baseline drafts nothing
+    costs = given_costs(plan.k_max, *(given or (0.0, ())))
+    guide = initial(engine, shapes.batch, costs)
+    vacant = programs.vacant.lower(guide, shapes.slots).compile()
+    # On a mesh the loop takes the state where it lies once it is there.
+    state = _placed(jax.eval_shape(partial(programs.vacant, slots=shapes.slots), guide), vacant, plan.layout)
     stop = jax.ShapeDtypeStruct((shapes.batch,), jnp.bool_)
-    sibling = next((c for key, c in engine.compiled.items() if key._replace(prompt=shapes.prompt) == shapes), None)
-
-    def start():
-        return programs.start.lower(*weights, example, initial, shapes.slots).compile()
-
-    def run(places=None):
-        if sibling is not None:
-            return sibling.run
-        state = jax.eval_shape(partial(programs.start, slots=shapes.slots), *weights, example, initial)
-        if places is not None:
-            state = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
-        return programs.run.lower(*weights, state, stop, number, number).compile()
-
-    if programs.plan.layout is None:
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            parts = pool.submit(start), pool.submit(run)
-            prefill, loop = parts[0].result(), parts[1].result()
-    else:  # on a mesh the loop takes the state where the prefill leaves it
-        prefill = start()
-        loop = run(prefill.output_shardings)
-    compiled = Compiled(shapes, prefill, loop, sibling.costs if sibling else costs, 0.0)
-    if sibling is None and programs.plan.drafter and programs.plan.lookahead.timed and not settings.costs:
-        compiled = compiled._replace(costs=measure_costs(engine, compiled, example))
+    number, truth = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.bool_))
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        loop = pool.submit(lambda: programs.run.lower(*weights, state, stop, number, number, truth).compile())
+        start = pool.submit(_start, engine, shapes, width, costs)
+        one, request = initial(engine, 1, costs), example(engine, width)
+        row = jax.eval_shape(partial(programs.start, slots=shapes.slots), *weights, request, one)
+        row = _placed(row, start.result(), plan.layout) if plan.layout else row
+        insert = programs.insert.lower(state, row, number).compile()
+        compiled = Compiled(shapes, {width: start.result()}, vacant, insert, loop.result(), costs, 0.0)
+    compiled.seconds = time.perf_counter() - began
     engine.compiled[shapes] = compiled
-    return compiled._replace(seconds=time.perf_counter() - began)
+    return compiled
 
 
-def begin(engine: Engine, compiled: Compiled, request: Request) -> State:
-    """Prefills a batch. The request is copied: jit may pass its arrays on into the state, which is donated later."""
-    request = jax.tree.map(jnp.copy, request)
-    initial = _initial(engine, compiled.shapes.batch, compiled.costs)
-    return compiled.start(engine.verifier_params, engine.drafter_params, request, initial)
+def _start(engine: Engine, shapes: Shapes, width: int, costs: Costs) -> Any:
+    weights = engine.verifier_params, engine.drafter_params
+    request = example(engine, width)
+    return engine.programs.start.lower(*weights, request, initial(engine, 1, costs), shapes.slots).compile()
 
 
-def proceed(engine: Engine, compiled: Compiled, state: State, stop: np.ndarray, rounds: int, forced: int = FREE):
-    """Runs at most `rounds` rounds; the state is consumed."""
-    return compiled.run(
-        engine.verifier_params,
-        engine.drafter_params,
-        state,
-        stop,
-        np.int32(rounds),
-        np.int32(forced),
+def _placed(like: Any, program: Any, layout: Any) -> Any:
+    """The shapes of what a program returns, and on a mesh where."""
+    if layout is None:
+        return like
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like, program.output_shardings
     )
 
 
-def time_rounds(
-    engine: Engine, compiled: Compiled, request: Request, lengths: list[int], repeats: int
-) -> dict[int, float]:
-    """Returns the median seconds of a round that drafts k tokens, for every k in `lengths`.
-
-    A prompt is cut to what leaves the drafter room for them in its own context.
-    """
-    state = begin(engine, compiled, request)
-    drafter = engine.programs.plan.drafter
-    room = max(drafter.context_length - max(lengths), 1) if drafter else compiled.shapes.slots
-    start = np.minimum(np.asarray(request.length), np.int32(room))
-    nothing = np.zeros((compiled.shapes.batch,), bool)
-    seconds: dict[int, float] = {}
-    for k in lengths:
-        times = []
-        for _ in range(repeats + 1):  # the first is warm-up: the drafter may have to catch up
-            # Whatever the text did, every row takes part again and stands where its prompt ended.
-            length = 0 * state.length + start  # on a mesh it stays where it is
-            state = state._replace(
-                finish=0 * state.finish,
-                silent=state.silent & False,
-                length=length,
-                limit=0 * state.limit + np.int32(compiled.shapes.slots),
-                verifier_cache=rewind(state.verifier_cache, length - 1),
-                drafter_cache=rewind(state.drafter_cache, length - 1) if state.drafter_cache else None,
-            )
-            jax.block_until_ready(state)
-            began = time.perf_counter()
-            state = jax.block_until_ready(proceed(engine, compiled, state, nothing, 1, k))
-            times.append(time.perf_counter() - began)
-        seconds[k] = float(np.median(times[1:]))
-    return dict(zip(seconds, hosts.agreed(np.asarray([*seconds.values()], np.float32)).tolist(), strict=True))
+def vacant(engine: Engine, compiled: Compiled) -> State:
+    """Returns a state in which nobody sits."""
+    return compiled.vacant(initial(engine, compiled.shapes.batch, compiled.costs))
 
 
-def measure_costs(engine: Engine, compiled: Compiled, request: Request, repeats: int = 3) -> Costs:
-    """Measures c and v_k on the compiled round itself, with drafts of a forced length.
-
-    Rounds of different k within one verify width differ by drafter steps alone, which gives c; the rest of each round
-    is v_k.
-    """
-    plan = engine.programs.plan
-    ends = [width - 1 for width in plan.widths]
-    last = ends[-2] + 1 if len(ends) > 1 else 0  # shares the widest pass with k_max
-    lengths = sorted({*ends, last})
-    seconds = time_rounds(engine, compiled, request, lengths, repeats)
-    k_max = plan.k_max
-    if last < k_max:
-        draft = (seconds[k_max] - seconds[last]) / (k_max - last)
-    else:
-        draft = seconds[k_max] - seconds[0]
-    draft = min(max(draft, 0.0), *((seconds[k] - seconds[0]) / k for k in ends if k)) if k_max else 0.0
-    passes = np.maximum.accumulate([seconds[k] - k * max(draft, 0.0) for k in ends])
-    verify = [passes[next(i for i, end in enumerate(ends) if k <= end)] for k in range(k_max + 1)]
-    return given_costs(k_max, float(max(draft, 0.0)), tuple(float(x) for x in verify))
+def admit(engine: Engine, compiled: Compiled, state: State, request: Request, slot: int) -> State:
+    """Prefills one row and puts it into the place of row `slot`; the state is consumed."""
+    # Copied: jit may pass its arrays on into the row, and from there into the state, which is donated.
+    weights, request = (engine.verifier_params, engine.drafter_params), jax.tree.map(jnp.copy, request)
+    start = compiled.starts[request.tokens.shape[1]]
+    row = start(*weights, request, initial(engine, 1, compiled.costs))
+    return compiled.insert(state, row, np.int32(slot))
 
 
-def _initial(engine: Engine, batch: int, costs: Costs) -> Any:
+def proceed(
+    engine: Engine,
+    compiled: Compiled,
+    state: State,
+    stop: np.ndarray,
+    rounds: int,
+    forced: int = FREE,
+    eager: bool = False,
+) -> State:
+    """Runs at most `rounds` rounds, if `eager` until a row ends; the state is consumed."""
+    weights = engine.verifier_params, engine.drafter_params
+    return compiled.run(*weights, state, stop, np.int32(rounds), np.int32(forced), np.bool_(eager))
+
+
+def initial(engine: Engine, batch: int, costs: Costs) -> Any:
     """The lookahead's first state; on a mesh every device holds it."""
     plan = engine.programs.plan
     state = plan.lookahead.init(batch, costs)
     return state if plan.layout is None else hosts.everywhere(state, plan.layout.mesh)
 
 
-def _up(length: int) -> int:
-    return -(-length // _ROUND_UP) * _ROUND_UP
+def row(
+    engine: Engine,
+    width: int,
+    ids: tuple[int, ...],
+    limit: int,
+    *,
+    seed: int = 0,
+    name: tuple[int, int] = (0, 0),
+    alpha: float = 0.0,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    ignore_eos: bool = False,
+) -> Request:
+    """Returns a request of one row. name: two numbers that tell its random stream from others of the same seed."""
+    tokens = np.zeros((1, width), np.int32)
+    tokens[0, : len(ids)] = ids
+
+    def one(value, dtype) -> Any:
+        return jnp.asarray([value], dtype)
+
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), np.uint32(name[0])), np.uint32(name[1]))
+    real, whole = jnp.float32, jnp.int32
+    request = Request(
+        tokens=jnp.asarray(tokens),
+        length=one(len(ids), whole),
+        limit=one(limit, whole),
+        key=key[None],
+        sampling=Sampling(one(temperature, real), one(top_k, whole), one(top_p, real), one(min_p, real)),
+        alpha=one(alpha, real),
+        ignore_eos=one(ignore_eos, jnp.bool_),
+    )
+    layout = engine.programs.plan.layout
+    return request if layout is None else hosts.everywhere(request, layout.mesh)
+
+
+def example(engine: Engine, width: int) -> Request:
+    """A request of the shapes that `row` gives."""
+    return row(engine, width, (0,), 1)

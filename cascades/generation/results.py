@@ -37,16 +37,26 @@ def row(info: Info, index: int) -> Info:
     return Info(*(np.asarray(field)[index] for field in info))
 
 
-def stats(info: Info, tokens_out: int, *, wall_s: float, compile_s: float, prefill_s: float, ttft_s: float) -> dict:
+def stats(
+    info: Info,
+    tokens_out: int,
+    *,
+    wall_s: float,
+    compile_s: float,
+    prefill_s: float,
+    ttft_s: float,
+    start_s: float = 0.0,
+) -> dict:
     """Returns the figures of one request (or, of summed counts, of several), None where a rate has no basis.
 
     Rounds that ran behind a stop string, before the host saw it, are counted; their tokens are not.
 
     block_efficiency: tokens per verifier call, 1 for the verifier alone. acceptance_rate: accepted / drafted.
     rejection_rate, deferral_rate: per decided draft position, that is, accepted ones and the first rejected; deferred
-    is the rule's share for the verifier there. wall_s: prefill to last token, without compile_s. prefill_s: the part of
-    it before the first round. ttft_s: to the first token. drafter_nan: 1 where the drafter said NaN and the request
-    went on without it.
+    is the rule's share for the verifier there. wall_s: from when the request, or the batch that it was admitted with,
+    was taken up, to its last token, without compile_s. prefill_s: the part of it before its prompt was read. ttft_s: to
+    the first token. start_s: when wall_s began to count, in seconds after the engine was built. drafter_nan: 1 where
+    the drafter said NaN and the request went on without it.
     """
     drafted, decided, calls = int(info.drafted), int(info.decided), int(info.verifier_calls)
     return {
@@ -75,6 +85,7 @@ def stats(info: Info, tokens_out: int, *, wall_s: float, compile_s: float, prefi
         "compile_s": round(compile_s, 4),
         "prefill_s": round(prefill_s, 4),
         "ttft_s": round(ttft_s, 4),
+        "start_s": round(start_s, 4),
         "tokens_per_s": _ratio(tokens_out, wall_s),
     }
 

@@ -1,50 +1,15 @@
-"""The host's side of a generation: batches, tokens as they are decided, stop strings, results as requests finish."""
+"""Requests from prompts, and their decoding: tokens as they are decided, results as requests finish."""
 
-import dataclasses
-import time
-import zlib
-from collections import Counter
+from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from cascades import hosts
-from cascades.decoding import Finish, Info, Origin, Request, State
-from cascades.distributions import Sampling
+from cascades.decoding import Origin
 from cascades.errors import UserError
 from cascades.generation import engine as engines
-from cascades.generation.engine import Compiled, Engine, Shapes
-from cascades.generation.results import Result, finish_name, origin_name, row, stats
-from cascades.generation.text import Text
-from cascades.rules import lossless
-
-
-class Query(NamedTuple):
-    """One request. prompt: its text. ids: its tokens. alpha: the rule's threshold."""
-
-    prompt: str
-    ids: tuple[int, ...]
-    alpha: float
-    temperature: float
-    max_new_tokens: int
-
-
-class Token(NamedTuple):
-    """A piece of text was decided. index: of the query. origin: a number of `Origin`."""
-
-    index: int
-    text: str
-    origin: int
-
-
-class Finished(NamedTuple):
-    """A request ended. index: of the query."""
-
-    index: int
-    result: Result
+from cascades.generation.costs import programs_for
+from cascades.generation.engine import Engine, Shapes
+from cascades.generation.results import Result
+from cascades.generation.slots import Finished, Query, Slots, Token, limit_of, named
 
 
 def queries(
@@ -94,7 +59,19 @@ def query(engine: Engine, prompt: str, ids: Sequence[int], label: str = "the pro
     vocabulary = engine.programs.plan.vocab_size
     if max(ids) >= vocabulary:
         raise UserError(f"{label} holds token {max(ids)}, but the two models share only the first {vocabulary} tokens")
-    return Query(prompt, tuple(ids), settings.alpha, settings.temperature, settings.max_new_tokens)
+    return Query(
+        prompt,
+        tuple(ids),
+        settings.alpha,
+        settings.temperature,
+        settings.max_new_tokens,
+        settings.top_k,
+        settings.top_p,
+        settings.min_p,
+        settings.seed,
+        settings.stop,
+        settings.ignore_eos,
+    )
 
 
 def prepare(engine: Engine, requests: Sequence[Query]) -> Shapes:
@@ -105,116 +82,66 @@ def prepare(engine: Engine, requests: Sequence[Query]) -> Shapes:
     Returns:
       Rows and slots to decode any of these requests with.
     """
-    batch = min(engine.settings.batch_size, len(requests))
-    slots = engines.slots_for(engine, [_limit(engine, request) for request in requests])
+    shapes = _shapes(engine, requests)
     for request in requests:
-        shapes = engines.shapes_for(batch, [len(request.ids)], slots)
-        engines.compile_for(engine, shapes, batch_of(engine, shapes, [request]))
-    return Shapes(batch, slots, slots)
+        programs_for(engine, shapes, request.ids)
+    return shapes
 
 
 def generate(
-    engine: Engine, requests: Sequence[Query], *, rounds: int = 4, shapes: Shapes | None = None
+    engine: Engine,
+    requests: Sequence[Query],
+    *,
+    rounds: int = 4,
+    shapes: Shapes | None = None,
+    together: bool = False,
 ) -> Iterator[Token | Finished]:
-    """Decodes requests in batches of `settings.batch_size`, all with one compiled loop.
+    """Decodes requests, `settings.batch_size` side by side, all with one compiled loop.
 
     Args:
-      engine: what decodes. requests: in any order; a request's text depends on neither order nor batch.
+      engine: what decodes. requests: in any order; a request's text depends on neither order nor neighbours.
       rounds: rounds between two looks at the text. Few make a smooth stream, many cost the host less.
       shapes: from `prepare`, so that its programs serve these requests.
+      together: admit only when all slots are free, so that requests run in fixed batches, in order. Else a request is
+        admitted as soon as another has ended.
 
     Yields:
       Tokens as they are decided, and each request's result as soon as it has ended.
     """
     if engine.settings.method == "sequence_cascade":
-        yield from _sequence_cascade(engine, requests, rounds)
+        yield from _sequence_cascade(engine, requests, rounds, together)
         return
-    batch = shapes.batch if shapes else min(engine.settings.batch_size, len(requests))
-    limits = [_limit(engine, request) for request in requests]
-    slots = shapes.slots if shapes else engines.slots_for(engine, limits)
-    if max(limits) > slots:
-        raise ValueError(f"requests of up to {max(limits)} tokens do not fit {slots} slots: prepare for the longest")
-    names = _names(requests)
-    for first in range(0, len(requests), batch):
-        chosen = list(range(first, min(first + batch, len(requests))))
-        group = [requests[i] for i in chosen]
-        fit = engines.shapes_for(batch, [len(request.ids) for request in group], slots)
-        request = batch_of(engine, fit, group, names[first:])
-        yield from _decode(engine, engines.compile_for(engine, fit, request), request, chosen, requests, rounds)
+    shapes = shapes or _shapes(engine, requests)
+    longest = max(limit_of(engine, request) for request in requests)
+    if longest > shapes.slots:
+        raise ValueError(f"requests of up to {longest} tokens do not fit {shapes.slots} slots: prepare for the longest")
+    slots, waiting = Slots(engine, shapes, requests[0]), deque(enumerate(named(requests)))
+    while waiting or slots.busy:
+        if waiting and slots.free and not (together and slots.busy):
+            slots.admit([waiting.popleft() for _ in range(min(slots.free, len(waiting)))])
+        yield from slots.step(rounds, eager=bool(waiting) and not together)
 
 
 def complete(
-    engine: Engine, requests: Sequence[Query], *, rounds: int = 64, shapes: Shapes | None = None
+    engine: Engine,
+    requests: Sequence[Query],
+    *,
+    rounds: int = 64,
+    shapes: Shapes | None = None,
+    together: bool = False,
 ) -> list[Result]:
     """Returns the results of `generate`, in the order of `requests`."""
-    ended = (event for event in generate(engine, requests, rounds=rounds, shapes=shapes) if isinstance(event, Finished))
+    events = generate(engine, requests, rounds=rounds, shapes=shapes, together=together)
+    ended = (event for event in events if isinstance(event, Finished))
     return [result for _, result in sorted(ended, key=lambda event: event.index)]
 
 
-def _decode(
-    engine: Engine, compiled: Compiled, request: Request, chosen: list[int], requests: Sequence[Query], rounds: int
+def _sequence_cascade(
+    engine: Engine, requests: Sequence[Query], rounds: int, together: bool
 ) -> Iterator[Token | Finished]:
-    settings = engine.settings
-    tokenizer = engine.pair.verifier.tokenizer
-    texts = [Text(tokenizer, settings.stop) for _ in chosen]
-    seen = [len(requests[i].ids) for i in chosen]
-    shown: list[list[tuple[int, int]]] = [[] for _ in chosen]
-    first_token = [0.0] * len(chosen)
-    open_rows = set(range(len(chosen)))
-    stop = np.zeros((compiled.shapes.batch,), bool)
-    began = time.perf_counter()
-    state = jax.block_until_ready(engines.begin(engine, compiled, request))
-    prefill_s = time.perf_counter() - began
-    step = 1  # the first token is shown as soon as it is there
-    while open_rows:
-        state = engines.proceed(engine, compiled, state, stop, step)
-        step = rounds
-        look = _Look.at(state)
-        now = time.perf_counter() - began
-        for at in sorted(open_rows):
-            index, text = chosen[at], texts[at]
-            for token, origin in look.new(at, seen[at]):
-                first_token[at] = first_token[at] or now
-                shown[at].append((token, origin))
-                yield from (Token(index, piece, who) for piece, who in text.push(token, origin))
-                if text.stopped:
-                    break
-            seen[at] = int(look.length[at])
-            finish = Finish.STOP if text.stopped else Finish(int(look.finish[at]))
-            if finish == Finish.RUNNING:
-                continue
-            stop[at] = True
-            open_rows.discard(at)
-            if not text.stopped:
-                last = shown[at][-1][1] if shown[at] else 0
-                yield from (Token(index, piece, who) for piece, who in text.flush(last))
-            yield Finished(
-                index,
-                Result(
-                    prompt=requests[index].prompt,
-                    text=text.released,
-                    token_ids=[token for token, _ in shown[at]],
-                    origins=[origin_name(origin) for _, origin in shown[at]],
-                    finish_reason=finish_name(finish),
-                    error=_failure(settings.method, len(shown[at])) if finish == Finish.ERROR else None,
-                    stats=stats(
-                        _told(settings.method, row(look.info, at)),
-                        len(shown[at]),
-                        wall_s=now,
-                        compile_s=compiled.seconds,
-                        prefill_s=prefill_s,
-                        ttft_s=first_token[at],
-                    ),
-                ),
-            )
-
-
-def _sequence_cascade(engine: Engine, requests: Sequence[Query], rounds: int) -> Iterator[Token | Finished]:
     """The drafter answers every request; the verifier those where it was unsure on average, or could not go on."""
-    plain = dataclasses.replace(engine.settings, method="drafter_only", rule=lossless)  # alpha is none of a rule here
-    alone = engines.build(engine.pair, plain)
-    deferred = []
-    for event in generate(alone, requests, rounds=rounds):
+    requests, deferred = named(requests), []
+    for event in generate(engines.part(engine, "drafter_only"), requests, rounds=rounds, together=together):
         if isinstance(event, Finished):
             result = event.result
             score = -result.stats["log_p"] / max(len(result.token_ids), 1)
@@ -226,8 +153,8 @@ def _sequence_cascade(engine: Engine, requests: Sequence[Query], rounds: int) ->
                 yield Finished(event.index, result._replace(stats=figures))
     if not deferred:
         return
-    verifier = engines.build(engine.pair, dataclasses.replace(plain, method="verifier_only"))
-    for event in generate(verifier, [requests[event.index] for event in deferred], rounds=rounds):
+    again = [requests[event.index] for event in deferred]
+    for event in generate(engines.part(engine, "verifier_only"), again, rounds=rounds, together=together):
         draft = deferred[event.index]
         if isinstance(event, Token):
             yield event._replace(index=draft.index)
@@ -239,92 +166,11 @@ def _sequence_cascade(engine: Engine, requests: Sequence[Query], rounds: int) ->
             for name in ("wall_s", "compile_s"):
                 figures[name] = round(figures[name] + spent[name], 4)
             figures["ttft_s"] = round(figures["ttft_s"] + spent["wall_s"], 4)
+            figures["start_s"] = spent["start_s"]
             figures["tokens_per_s"] = round(figures["tokens_out"] / figures["wall_s"], 4)
             yield Finished(draft.index, event.result._replace(stats=figures))
 
 
-def _failure(method: str, tokens: int) -> str:
-    who = "drafter" if method == "drafter_only" else "verifier"
-    return (
-        f"the {who} says NaN or infinity where token {tokens + 1} of the answer would be, so that the answer ends "
-        "before it: its weights should be finite numbers; where they are, set DTYPE='float32'"
-    )
-
-
-def _told(method: str, info: Info) -> Info:
-    """A drafter that decodes alone does so in the verifier's place; its passes are counted under its own name."""
-    if method != "drafter_only":
-        return info
-    return info._replace(verifier_calls=np.int32(0), drafter_steps=info.verifier_calls)
-
-
-class _Look(NamedTuple):
-    """The part of a state that the host reads."""
-
-    tokens: np.ndarray
-    origins: np.ndarray
-    length: np.ndarray
-    finish: np.ndarray
-    info: Info
-
-    @classmethod
-    def at(cls, state: State) -> "_Look":
-        return cls(*hosts.whole((state.tokens, state.origins, state.length, state.finish, state.info)))
-
-    def new(self, at: int, start: int) -> list[tuple[int, int]]:
-        part = slice(start, int(self.length[at]))
-        return list(zip(self.tokens[at, part].tolist(), self.origins[at, part].tolist(), strict=True))
-
-
-def _limit(engine: Engine, request: Query) -> int:
-    context = min(engine.context, engine.settings.context or engine.context)
-    return min(len(request.ids) + request.max_new_tokens, context)
-
-
-def _names(requests: Sequence[Query]) -> list[tuple[int, int]]:
-    """A request's random stream hangs on its own tokens, not on its place; the n-th of equal prompts gets the n-th."""
-    copies: Counter[tuple[int, ...]] = Counter()
-    numbers = []
-    for request in requests:
-        digest = zlib.crc32(np.asarray(request.ids, np.int32).tobytes())
-        numbers.append((digest, copies[request.ids]))
-        copies[request.ids] += 1
-    return numbers
-
-
-def batch_of(
-    engine: Engine, shapes: Shapes, requests: Sequence[Query], numbers: Sequence[tuple[int, int]] = ()
-) -> Request:
-    """Pads requests to the shapes. Rows without a request hold one token and have ended before they begin."""
-    settings, rows = engine.settings, shapes.batch
-    tokens = np.zeros((rows, shapes.prompt), np.int32)
-    length, limit = np.ones((rows,), np.int32), np.ones((rows,), np.int32)
-    alpha, temperature = np.zeros((rows,), np.float32), np.zeros((rows,), np.float32)
-    names = np.zeros((rows, 2), np.uint32)
-    for at, request in enumerate(requests):
-        tokens[at, : len(request.ids)] = request.ids
-        length[at], limit[at] = len(request.ids), _limit(engine, request)
-        alpha[at], temperature[at] = request.alpha, request.temperature
-        names[at] = numbers[at] if numbers else 0
-
-    def full(value, dtype):
-        return jnp.full((rows,), value, dtype)
-
-    seed = jax.random.key(settings.seed)
-    names_on_device = jnp.asarray(names)
-    keys = jax.vmap(lambda name: jax.random.fold_in(jax.random.fold_in(seed, name[0]), name[1]))(names_on_device)
-    request = Request(
-        tokens=jnp.asarray(tokens),
-        length=jnp.asarray(length),
-        limit=jnp.asarray(limit),
-        key=keys,
-        sampling=Sampling(
-            jnp.asarray(temperature),
-            full(settings.top_k, jnp.int32),
-            full(settings.top_p, jnp.float32),
-            full(settings.min_p, jnp.float32),
-        ),
-        alpha=jnp.asarray(alpha),
-    )
-    layout = engine.programs.plan.layout
-    return request if layout is None else hosts.everywhere(request, layout.mesh)
+def _shapes(engine: Engine, requests: Sequence[Query]) -> Shapes:
+    slots = engines.slots_for(engine, [limit_of(engine, request) for request in requests])
+    return Shapes(min(engine.settings.batch_size, len(requests)), slots)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from cascades import cache as kv
 from cascades.errors import UserError
@@ -16,6 +17,9 @@ from cascades.models.encoder_decoder import EncoderDecoder, T5Cache
 from cascades.sharding import Layout, Logical, anywhere
 from cascades.typing import Array, Branch, Float, Int, Key, Model, Output, Params
 
+CHUNKS = {"cpu": 32, "tpu": 256}
+"""Tokens of one pass of a prefill: as many as a machine multiplies in about the time that reading the weights takes."""
+
 
 def decoder(
     config: DecoderConfig,
@@ -25,6 +29,7 @@ def decoder(
     *,
     kernels: bool = True,
     features: bool = False,
+    chunk: int | None = None,
 ) -> Model:
     """Returns the functions of a decoder-only model.
 
@@ -36,7 +41,9 @@ def decoder(
       cache_dtype: of the cache, where it is another: int8 quantises keys and values, a scale for each token and head.
       kernels: whether TPUs attend by the kernel of `decode_attention`.
       features: whether its caches keep what a drafter may read.
+      chunk: tokens of one pass of a prefill; None is what suits the machine.
     """
+    chunk = chunk or CHUNKS.get(jax.default_backend(), CHUNKS["tpu"])
     graph, _ = _split(config, jnp.dtype(dtype))
     constrain = layout.constrain if layout else anywhere
     kernel = decode_attention.placed(layout) if kernels else None
@@ -56,10 +63,27 @@ def decoder(
     def prefill(
         params: Params, tokens: Int[Array, "b s"], lengths: Int[Array, " b"], cache: kv.KVCache, features=None
     ) -> kv.KVCache:
+        """In chunks of one width, as many as the longest row fills, so that prompts of any length share a program."""
         _check_prompt(tokens, cache)
-        start = cache._replace(length=jnp.zeros_like(lengths))
-        module = nnx.merge(graph, params)
-        _, cache = module.hidden(tokens, start, prefill=True, constrain=constrain, features=features)
+        module, width = nnx.merge(graph, params), min(chunk, tokens.shape[1])
+
+        def more(carry):
+            start, _ = carry
+            return start < jnp.max(lengths)
+
+        def feed(carry):
+            start, cache = carry
+            # The last chunk may reach back: a token that is read again leaves what it left before.
+            at = jnp.minimum(start, tokens.shape[1] - width)
+
+            def part(x: Array) -> Array:
+                return lax.dynamic_slice_in_dim(x, at, width, axis=1)
+
+            given = None if features is None else part(features)
+            _, cache = module.hidden(part(tokens), cache, start=at, constrain=constrain, features=given)
+            return start + width, cache
+
+        _, cache = lax.while_loop(more, feed, (jnp.int32(0), cache))
         return kv.rewind(cache, lengths)
 
     def extend(
@@ -72,7 +96,7 @@ def decoder(
     ) -> tuple[Output, kv.KVCache]:
         module = nnx.merge(graph, params)
         given = {"constrain": constrain, "kernel": kernel, "features": features, "branch": branch}
-        x, cache = module.hidden(tokens, cache, prefill=False, **given)
+        x, cache = module.hidden(tokens, cache, **given)
         x = _selected(x, select)
         return Output(module.logits(x, constrain), x), cache
 

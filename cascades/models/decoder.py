@@ -3,8 +3,8 @@
 Layers are unrolled: on CPUs a scan over stacked weights copies each layer's weights at every step.
 """
 
-import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,14 +29,16 @@ class View(NamedTuple):
     """What the global layers of one pass share, or the sliding ones.
 
     rotation: cosine and sine of the new positions.
-    mask: which slots of the buffer each new token sees; None in a prefill, which reads no buffer.
+    mask: which slots of the buffer each new token sees.
+    start: in a prefill, the slot of every row's first new token; None where each goes on behind its own length.
     window: size of the sliding window; None on global layers.
     constrain: says where activations live.
     kernel: `decode_attention.placed`, for TPUs; None leaves attention to XLA.
     """
 
     rotation: tuple[Array, Array]
-    mask: Bool[Array, "b s t"] | None
+    mask: Bool[Array, "b s t"]
+    start: Int[Array, ""] | None
     window: int | None
     constrain: Constrain
     kernel: Callable[..., Array] | None
@@ -90,18 +92,16 @@ class Block(nnx.Module):
         q = layers.rotate(q, view.rotation) * scale
         k = jnp.swapaxes(layers.rotate(k, view.rotation), 1, 2)
         v = jnp.swapaxes(v, 1, 2)
-        if view.mask is None:
-            attended = layers.attend_causally(q, k, v, view.window, config.attn_softcap)
-            keys, values = kv.fill(keys, k), kv.fill(values, v)
-        else:
-            attended, keys, values = self.attend_cache(q, k, v, keys, values, view, length)
+        attended, keys, values = self.attend_cache(q, k, v, keys, values, view, length)
         keys, values = layers.placed(keys, view.constrain), layers.placed(values, view.constrain)
         return view.constrain(self.o(view.constrain(attended, HEADS)), HIDDEN), keys, values
 
     def attend_cache(self, q, k, v, keys: kv.Buffer, values: kv.Buffer, view: View, length):
         """Attention to the cache and the new tokens, which it takes in; returns its two buffers too."""
         cap, mask = self.config.attn_softcap, view.mask
-        assert mask is not None, "a pass that reads the cache has a mask"
+        if view.start is not None:
+            keys, values = kv.fill(keys, k, view.start), kv.fill(values, v, view.start)
+            return layers.attend(q, keys, values, mask, cap), keys, values
 
         def plain(q, k, v, keys, values, length):
             keys, values = layers.append(keys, k, length), layers.append(values, v, length)
@@ -110,7 +110,7 @@ class Block(nnx.Module):
         given = q, k, v, keys, values, length
         if view.kernel is None or not decode_attention.takes(keys):
             return plain(*given)
-        kernel = functools.partial(view.kernel, window=view.window, cap=cap)
+        kernel = partial(view.kernel, window=view.window, cap=cap)
         return lax.platform_dependent(*given, tpu=kernel, default=plain)
 
     def mlp(self, y: Float[Array, "b s d"], view: View) -> Float[Array, "b s d"]:
@@ -151,7 +151,7 @@ class Decoder(nnx.Module):
         tokens: Int[Array, "b s"],
         cache: kv.KVCache,
         *,
-        prefill: bool,
+        start: Int[Array, ""] | None = None,
         constrain: Constrain = anywhere,
         kernel: Callable[..., Array] | None = None,
         features: Float[Array, "b s d"] | None = None,
@@ -159,16 +159,18 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "b s d"], kv.KVCache]:
         """Runs every layer; returns the last one's output before the final norm, and the cache with `length + s`.
 
-        features, branch: see `typing.Extend`. A cache that keeps features takes in the output.
+        start: in a prefill, where every row stands; `s` tokens from there are inside the buffer. None leaves each row
+        where its length is. features, branch: see `typing.Extend`. A cache that keeps features takes in the output.
         """
         config = self.config
         s = tokens.shape[1]
         if branch is None:
-            positions = cache.length[:, None] + jnp.arange(s, dtype=jnp.int32)[None, :]
-            views = self.views(positions, None if prefill else cache.keys[0].shape[2], constrain, kernel)
+            first = cache.length if start is None else jnp.broadcast_to(start, cache.length.shape)
+            positions = first[:, None] + jnp.arange(s, dtype=jnp.int32)[None, :]
+            slots = jnp.arange(cache.keys[0].shape[2], dtype=jnp.int32)
+            views = self.views(positions, partial(layers.visible, positions, slots), start, constrain, kernel)
         else:
-            views = self.views(branch.positions, None, constrain, None)
-            views = {local: view._replace(mask=branch.visible(view.window)) for local, view in views.items()}
+            views = self.views(branch.positions, branch.visible, None, constrain, None)
         x = constrain(layers.lookup(self.embed.embedding.get_value(), tokens), HIDDEN)
         if config.embed_scale:
             x = x * jnp.asarray(config.d_model**0.5, x.dtype)
@@ -185,7 +187,7 @@ class Decoder(nnx.Module):
         kept = cache.features
         if kept is not None:
             new = x[:, None]
-            kept = lax.dynamic_update_slice(kept, new, (0,) * 4) if prefill else kv.write(kept, new, cache.length)
+            kept = kv.write(kept, new, cache.length) if start is None else kv.put(kept, new, start)
             kept = constrain(kept, layers.CACHE)
         return x, kv.KVCache(tuple(keys), tuple(values), cache.length + s, kept)
 
@@ -210,7 +212,12 @@ class Decoder(nnx.Module):
         return nowhere.at[:, :, known].set(logits, unique_indices=True, indices_are_sorted=True)
 
     def views(
-        self, positions: Int[Array, "b s"], slots: int | None, constrain: Constrain, kernel: Callable[..., Array] | None
+        self,
+        positions: Int[Array, "b s"],
+        visible: Callable[[int | None], Bool[Array, "b s t"]],
+        start: Int[Array, ""] | None,
+        constrain: Constrain,
+        kernel: Callable[..., Array] | None,
     ) -> dict[bool, View]:
         """The rotations and masks of global (False) and sliding (True) layers, each built once a pass."""
         config = self.config
@@ -223,8 +230,6 @@ class Decoder(nnx.Module):
                     # A second base means that the long-context scaling is the global layers' alone (Gemma 3).
                     theta, scaling = config.local_rope_theta, None
             frequencies = layers.rope_frequencies(config.head_dim, theta, scaling)
-            mask = None
-            if slots is not None:
-                mask = layers.visible(positions, jnp.arange(slots, dtype=jnp.int32), window)
-            views[local] = View(layers.rotation(positions, frequencies), mask, window, constrain, kernel)
+            rotation = layers.rotation(positions, frequencies)
+            views[local] = View(rotation, visible(window), start, window, constrain, kernel)
         return views

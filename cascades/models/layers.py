@@ -209,26 +209,6 @@ def placed(buffer: kv.Buffer, constrain: Constrain) -> kv.Buffer:
     return jax.tree.map(lambda part: constrain(part, CACHE[: part.ndim]), buffer)
 
 
-def attend_causally(
-    q: Float[Array, "b s q h"],
-    keys: Float[Array, "b g s h"],
-    values: Float[Array, "b g s h"],
-    window: int | None = None,
-    cap: float | None = None,
-    block: int = 256,
-) -> Float[Array, "b s q h"]:
-    """`attend` of a prompt to itself, in blocks of queries, each over no more than the keys that it can see."""
-    s = q.shape[1]
-    blocks = []
-    for start in range(0, s, block):
-        end = min(start + block, s)
-        first = 0 if window is None else max(0, start - window + 1)
-        rows, columns = jnp.arange(start, end, dtype=jnp.int32), jnp.arange(first, end, dtype=jnp.int32)
-        mask = visible(rows[None], columns, window)
-        blocks.append(attend(q[:, start:end], keys[:, :, first:end], values[:, :, first:end], mask, cap))
-    return jnp.concatenate(blocks, axis=1)
-
-
 def append(buffer: kv.Buffer, new: Float[Array, "b g s h"], length: Int[Array, " b"]) -> kv.Buffer:
     """`cache.append`, written so that XLA on CPUs makes no copy of the buffer.
 

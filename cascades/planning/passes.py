@@ -11,10 +11,11 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from cascades import lookahead, quantization
-from cascades.decoding import Plan, Request, compile_plan
+from cascades.decoding import Plan, compile_plan
 from cascades.distributions import Purpose, Sampling, draw, scaled, softmax, stream
 from cascades.lookahead import given_costs
 from cascades.models import DecoderConfig, abstract_params, decoder, logical_axes
+from cascades.models.api import CHUNKS
 from cascades.planning import hlo
 from cascades.planning.chips import Chip
 from cascades.rules import Rule
@@ -151,32 +152,22 @@ def whole_cost(
     drafter: Side,
     sizes: Sizes,
     rule: Rule,
-    prompt: int = 64,
 ) -> Whole:
-    """Compiles prefill and the whole `while_loop` of rounds, as `launch/decode.py` runs them."""
+    """Compiles the whole `while_loop` of rounds, as `launch/decode.py` runs it."""
     (large, large_params, _), (small, small_params, _) = (_arrays(side, sizes) for side in (verifier, drafter))
     place = verifier.place
     plan = Plan(large, small, rule, lookahead.verifier_guided(), sizes.k_max, sizes.vocabulary, layout=place)
     programs = compile_plan(plan)
     array = partial(_array, place)
-    row = partial(array, (sizes.batch,))
-    request = Request(
-        tokens=array((sizes.batch, prompt), jnp.int32),
-        length=row(jnp.int32),
-        limit=row(jnp.int32),
-        key=_keys(place, sizes),
-        sampling=_sampling(place, sizes),
-        alpha=row(jnp.float32),
-    )
     costs = given_costs(sizes.k_max, 0.2)
     guide = jax.eval_shape(lambda: plan.lookahead.init(sizes.batch, costs))
     guide = jax.tree.map(lambda leaf: array(leaf.shape, leaf.dtype), guide)
-    start = programs.start.lower(large_params, small_params, request, guide, sizes.slots).compile()
-    state = jax.eval_shape(partial(programs.start, slots=sizes.slots), large_params, small_params, request, guide)
+    vacant = programs.vacant.lower(guide, sizes.slots).compile()
+    state = jax.eval_shape(partial(programs.vacant, slots=sizes.slots), guide)
     state = jax.tree.map(
-        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), state, start.output_shardings
+        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), state, vacant.output_shardings
     )
-    rest = row(jnp.bool_), array((), jnp.int32), array((), jnp.int32)
+    rest = array((sizes.batch,), jnp.bool_), array((), jnp.int32), array((), jnp.int32), array((), jnp.bool_)
     compiled = programs.run.lower(large_params, small_params, state, *rest).compile()
     memory = compiled.memory_analysis()
     assert memory is not None
@@ -191,7 +182,7 @@ def whole_cost(
 def _arrays(side: Side, sizes: Sizes) -> tuple[Model, Any, Any]:
     """A model, and the shapes of its weights and cache in their places."""
     config, place, dtype = side.config, side.place, jnp.bfloat16
-    model = decoder(config, dtype, place, jnp.int8 if side.cache else None, kernels=side.kernels)
+    model = decoder(config, dtype, place, jnp.int8 if side.cache else None, kernels=side.kernels, chunk=CHUNKS["tpu"])
     params = abstract_params(config, dtype)
     params = quantization.pack_all(params, side.weights) if side.weights else params
     params = jax.tree.map(

@@ -48,6 +48,7 @@ def answers_of(
             key=jax.random.split(key, rows),
             sampling=Sampling(each(temperature, jnp.float32), *nothing),
             alpha=each(0.0, jnp.float32),
+            ignore_eos=each(False, jnp.bool_),
         )
         initial = plan.lookahead.init(rows, given_costs(0, 0.0))
         state = programs.start(params, {}, jax.tree.map(jnp.copy, request), initial, slots)

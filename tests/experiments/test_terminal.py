@@ -92,7 +92,7 @@ def test_the_legend_fits_80_columns(method):
     assert printed(silent) == ""
 
 
-def result(tokens=2000, calls=500, seconds=100.0, compiled=3.0, **others):
+def result(tokens=2000, calls=500, seconds=100.0, compiled=3.0, start=0.0, **others):
     stats = {
         "tokens_out": tokens,
         "verifier_calls": calls,
@@ -105,33 +105,39 @@ def result(tokens=2000, calls=500, seconds=100.0, compiled=3.0, **others):
         "deferral_rate": None,
         "ttft_s": 1000.0,
         "wall_s": seconds,
+        "start_s": start,
         "tokens_per_s": tokens / seconds,
         "compile_s": compiled,
     }
     return Result("p", "", [], [], "length", stats | others)
 
 
-def table(results, batch_size=1):
+def table(results):
     out = Console(file=io.StringIO(), width=80)
-    out.print(terminal.table(results, batch_size))
+    out.print(terminal.table(results))
     lines = printed(out).splitlines()
     assert all(len(line) <= 80 for line in lines) and not any("…" in line for line in lines)
     return [line.split() for line in lines if line.strip() and "─" not in line]
 
 
 def test_the_table_has_a_row_a_request_and_one_of_the_whole():
-    head, first, second, whole = table([(1, result(tokens=1000, calls=1000)), (0, result(seconds=12345.678))])
+    head, first, second, whole = table(
+        [(1, result(tokens=1000, calls=1000, start=12400.0)), (0, result(seconds=12345.678))]
+    )
     assert " ".join(head) == "request tokens ended by tok/call accept defer first time tok/s"
     assert first == ["1", "2000", "length", "4.00", "100%", "–", "1000", "s", "12346", "s", "0.2"]
     assert second[:4] == ["2", "1000", "length", "1.00"]
     assert whole == ["all", "2", "3000", "2.00", "90%", "5%", "–", "12446", "s", "0.2"]
 
 
-def test_time_passes_once_for_a_batch():
-    results = [(0, result(seconds=4.0)), (1, result(seconds=5.0)), (2, result(seconds=1.0, compiled=0.0))]
-    whole = table(results, batch_size=2)[-1]
-    assert whole[-3:] == ["6.00", "s", "1000.0"]
-    assert terminal.compile_seconds(results, 2) == 3.0
+def test_time_passes_once_for_requests_side_by_side():
+    spans = ((0.0, 4.0), (0.0, 5.0), (4.0, 0.5), (4.5, 1.5), (100.0, 2.0))  # the last came when all had ended
+    results = [
+        (at, result(seconds=wall, start=start, compiled=3.0 * (at == 0))) for at, (start, wall) in enumerate(spans)
+    ]
+    whole = table(results)[-1]
+    assert whole[-3:] == ["8.00", "s", "1250.0"]
+    assert terminal.compile_seconds(results) == 3.0
 
 
 def test_one_request_needs_no_sum_and_many_no_rows():

@@ -14,7 +14,7 @@ def random(*shape, seed=0):
 
 @pytest.mark.parametrize("window", [None, 1, 3, 7])
 @pytest.mark.parametrize("cap", [None, 2.0])
-def test_attend_causally_in_blocks_is_plain_attention(window, cap):
+def test_attend_is_plain_attention(window, cap):
     q, k, v = random(2, 11, 4, 6), random(2, 2, 11, 6, seed=1), random(2, 2, 11, 6, seed=2)
     scores = np.einsum("bsgrh,bgth->bgrst", q.reshape(2, 11, 2, 2, 6), k)
     if cap is not None:
@@ -24,10 +24,11 @@ def test_attend_causally_in_blocks_is_plain_attention(window, cap):
     weights = np.exp(scores) * seen
     weights /= weights.sum(-1, keepdims=True)
     expected = np.einsum("bgrst,bgth->bsgrh", weights, v).reshape(2, 11, 4, 6)
-    attend = jax.jit(layers.attend_causally, static_argnames=("window", "cap", "block"))
-    for block in (4, 11):
-        out = attend(q, k, v, window=window, cap=cap, block=block)
-        np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
+    places = jnp.arange(11, dtype=jnp.int32)
+    mask = layers.visible(places[None], places, window)
+    np.testing.assert_array_equal(mask[0], seen)
+    out = jax.jit(layers.attend, static_argnames="cap")(q, k, v, mask, cap=cap)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
 
 
 def test_rotations_compose_and_keep_relative_positions():
