@@ -252,6 +252,40 @@ def texts(state: State) -> list[tuple[int, ...]]:
     return [tuple(int(t) for t in row[:n]) for row, n in zip(tokens, length, strict=True)]
 
 
+def come_and_go(lab: Lab, cases, rows: int, seed: int, slots: int = SLOTS, forced: int = FREE) -> list[tuple[int, ...]]:
+    """Runs cases through `rows` slots and returns their texts.
+
+    They are admitted at random times, whoever sits beside them; now and then one is sent away in the middle of its
+    text, and comes back later.
+    """
+    random, plan, programs = np.random.default_rng(seed), lab.programs.plan, lab.programs
+    initial = functools.partial(plan.lookahead.init, costs=lookahead.given_costs(plan.k_max, 0.2))
+    batch = request(cases)
+    state = programs.vacant(initial(rows), slots)
+    waiting, seats, found = list(range(len(cases))), [-1] * rows, {}
+    sent_away = 0
+    while waiting or max(seats) >= 0:
+        for slot in range(rows):
+            if waiting and seats[slot] < 0 and random.random() < 0.6:
+                seats[slot] = waiting.pop(0)
+                one = jax.tree.map(lambda x, at=seats[slot]: x[at : at + 1], batch)
+                row = programs.start(lab.verifier, lab.drafter, one, initial(1), slots)
+                state = programs.insert(state, row, jnp.int32(slot))
+        stop = np.array([at < 0 for at in seats])
+        leaving = int(random.integers(rows))
+        if seats[leaving] >= 0 and sent_away < len(cases) and random.random() < 0.2:
+            waiting.append(seats[leaving])
+            seats[leaving], stop[leaving], sent_away = -1, True, sent_away + 1
+        count, eager = jnp.int32(random.integers(1, 5)), jnp.bool_(random.random() < 0.5)
+        state = programs.run(lab.verifier, lab.drafter, state, jnp.asarray(stop), count, jnp.int32(forced), eager)
+        text = texts(state)
+        for slot, at in enumerate(seats):
+            if at >= 0 and not state.running[slot]:
+                found[at], seats[slot] = text[slot], -1
+    assert sent_away > 0
+    return [found[at] for at in range(len(cases))]
+
+
 PROMPTS = ((1,), (1, 2, 0), (2, 3))
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Case, Lab, any_controller, decode, idler, request, texts
+from helpers import Case, Lab, any_controller, come_and_go, decode, idler, request, texts
 
 from cascades import lookahead, models, rules
 from cascades.decoding import Plan, compile_plan
@@ -74,6 +74,13 @@ def test_greedy_lossless_is_the_verifier_alone():
         state = decode(lab(DRAFTER), request(cases(0.0)), SLOTS, forced)
         assert texts(state) == expected, forced
         assert forced <= 0 or int(np.sum(state.info.rejected)) > 0
+
+
+@pytest.mark.parametrize(("coupling", "temperature"), [("maximal", 0.0), ("gumbel", 1.0)])
+def test_rows_may_come_and_go(coupling, temperature):
+    pair = lab(DRAFTER, coupling)
+    twice = [case._replace(seed=at) for at, case in enumerate(cases(temperature) + cases(temperature))]
+    assert come_and_go(pair, twice, 8, 0, SLOTS) == texts(decode(pair, request(twice), SLOTS, 0))
 
 
 @pytest.mark.parametrize("law", [("maximal", "verifier"), ("gumbel", "target")])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Lab, any_controller, crowd, decode, idler, request
+from helpers import Lab, any_controller, come_and_go, crowd, decode, idler, request, texts
 
 from cascades import lookahead, rules
 from cascades.decoding import Plan, compile_plan
@@ -37,6 +37,12 @@ def programs():
         decoder(VERIFIER, features=True), decoder(DRAFTER), rules.lossless, any_controller(CONTROLLERS), K_MAX, VOCAB
     )
     return compile_plan(plan)
+
+
+def test_rows_may_come_and_go():
+    twice = [case._replace(seed=at) for at, case in enumerate(cases() + cases())]
+    lab = Lab(programs(), *weights())
+    assert come_and_go(lab, twice, len(cases()), 0, SLOTS) == texts(decode(lab, request(cases() + cases()), SLOTS, 0))
 
 
 def run(cases, forced):

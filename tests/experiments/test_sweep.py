@@ -56,7 +56,7 @@ def calls(monkeypatch):
     """Puts a stand-in for decoding under the sweep; lists (prompts, alpha) of what was timed."""
     seen = []
 
-    def complete(engine, requests, *, shapes):
+    def complete(engine, requests, *, shapes, together):
         del shapes
         alpha = None if engine.settings.method == "verifier_only" else requests[0].alpha
         if requests[0].max_new_tokens > 4:  # less is a warm-up
@@ -66,7 +66,7 @@ def calls(monkeypatch):
         return [Result(request.prompt, f"of {request.prompt}", [5], ["draft"], "length", stats) for request in requests]
 
     monkeypatch.setattr(module, "complete", complete)
-    monkeypatch.setattr(module, "prepare", lambda engine, requests: Shapes(1, 64, 64))
+    monkeypatch.setattr(module, "prepare", lambda engine, requests: Shapes(1, 64))
     return seen
 
 
@@ -84,7 +84,7 @@ def test_a_real_sweep_compiles_once_per_rule_and_reports(run, tmp_path, monkeypa
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", count)
     rows = run(rules=((rules.token_v3, (0.0, 0.3, 0.6, 1.0)),), repeats=1, score=lambda record, text: 0.5)
-    assert len(compiled) == 4  # prefill and loop, of the verifier alone and of the rule
+    assert len(compiled) == 8  # prefill, an empty state, insertion and loop, of the verifier alone and of the rule
     assert [(row.rule, row.alpha) for row in rows] == [("verifier_only", None)] + [
         ("token_v3", alpha) for alpha in (0.0, 0.3, 0.6, 1.0)
     ]
@@ -117,7 +117,7 @@ def test_fixed_lengths_share_a_program(run, monkeypatch, tmp_path):
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", count)
     rows = run(rules=[rules.lossless], repeats=1, lookahead=(fixed(0), fixed(1), fixed(2)), ignore_eos=True)
-    assert len(compiled) == 4  # prefill and loop, of the verifier alone and of the rule
+    assert len(compiled) == 8  # prefill, an empty state, insertion and loop, of the verifier alone and of the rule
     alone, *mine = rows
     assert [row.lookahead for row in mine] == ["fixed(0)", "fixed(1)", "fixed(2)"]
     assert mine[0].block_efficiency == alone.block_efficiency == 1.0 and mine[0].acceptance is None
@@ -128,8 +128,8 @@ def test_fixed_lengths_share_a_program(run, monkeypatch, tmp_path):
 def test_an_infinite_threshold_is_json_and_is_not_run_again(run, calls, tmp_path, monkeypatch):
     stub = module.complete
 
-    def complete(engine, requests, *, shapes):
-        results = stub(engine, requests, shapes=shapes)
+    def complete(engine, requests, *, shapes, together):
+        results = stub(engine, requests, shapes=shapes, together=together)
         return [result._replace(stats=result.stats | {"wall_s": 1.0, "log_p": -math.inf}) for result in results]
 
     monkeypatch.setattr(module, "complete", complete)
@@ -146,8 +146,8 @@ def test_an_infinite_threshold_is_json_and_is_not_run_again(run, calls, tmp_path
 def test_an_answer_that_failed_ends_a_sweep(run, calls, tmp_path, monkeypatch):
     stub = module.complete
 
-    def complete(engine, requests, *, shapes):
-        results = stub(engine, requests, shapes=shapes)
+    def complete(engine, requests, *, shapes, together):
+        results = stub(engine, requests, shapes=shapes, together=together)
         bad = requests[0].prompt == "a small model" and requests[0].max_new_tokens > 4
         return [result._replace(finish_reason="error", error="NaN") if bad else result for result in results]
 
@@ -180,10 +180,10 @@ def test_points_are_timed_side_by_side_and_never_twice(run, calls, tmp_path):
 def test_after_an_interruption_the_rest_is_run(run, calls, tmp_path, monkeypatch):
     stand_in = module.complete
 
-    def interrupted(engine, requests, *, shapes):
+    def interrupted(engine, requests, *, shapes, together):
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return stand_in(engine, requests, shapes=shapes)
+        return stand_in(engine, requests, shapes=shapes, together=together)
 
     monkeypatch.setattr(module, "complete", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -247,9 +247,9 @@ def test_a_row_is_limited_by_the_smaller_context(run, calls, tmp_path, monkeypat
     limits = []
     stand_in = module.complete
 
-    def spy(engine, requests, *, shapes):
+    def spy(engine, requests, *, shapes, together):
         limits.extend(len(request.ids) + request.max_new_tokens for request in requests)
-        return stand_in(engine, requests, shapes=shapes)
+        return stand_in(engine, requests, shapes=shapes, together=together)
 
     monkeypatch.setattr(module, "complete", spy)
     run(max_new_tokens=1000, context=40)
