@@ -17,6 +17,7 @@ from cascades import config
 
 flags.DEFINE_multi_string("prompt", None, "A prompt; may be given several times.")
 flags.DEFINE_string("input", None, "A JSONL file of prompts.")
+flags.DEFINE_string("shard", None, "I/N: every N-th prompt from the I-th on, from 0; so that N machines share a file.")
 flags.DEFINE_bool("distributed", False, "This is one of several processes; on a Cloud TPU pod it finds the others.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where nothing else tells.")
 flags.DEFINE_integer("processes", None, "How many processes there are, where nothing else tells.")
@@ -27,5 +28,5 @@ if __name__ == "__main__":
     config.run(
         "cascades.experiments.decode.decode",
         base="configs/decode.gin",
-        flags=("prompt", "input", "output", "distributed", "coordinator", "processes", "process"),
+        flags=("prompt", "input", "output", "shard", "distributed", "coordinator", "processes", "process"),
     )

@@ -146,6 +146,26 @@ def test_other_fields_of_a_prompt_come_along(tiny_files, compiled_once, tmp_path
     assert [line.get("input") for line in written] == [{"id": 7, "question": "the"}, {"turns": ["the", "more"]}, None]
 
 
+def test_shards_decode_what_the_whole_would(tiny_files, compiled_once, tmp_path, capsys):
+    del compiled_once
+    entries = ["the", "a small", "the", {"prompt": ""}, "the"]  # equal ones get different samples
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    knobs = tiny.pair(tiny_files, METHOD="verifier_only", MAX_NEW_TOKENS=8, TEMPERATURE=1.0, BATCH_SIZE=2)
+
+    def texts(*arguments, code):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
+        assert tiny.launch(*knobs, f"--input={tmp_path}/in.jsonl", f"--output={path}", *arguments) == code
+        return sorted((line["prompt"], line.get("text")) for line in tiny.lines(path))
+
+    whole = texts(code=2)
+    assert len({text for prompt, text in whole if prompt == "the"}) == 3
+    assert sorted(texts("--shard=0/2", code=0) + texts("--shard=1/2", code=2)) == whole
+    assert texts("--shard=6/7", code=0) == []
+    capsys.readouterr()
+    assert tiny.launch(*knobs, f"--input={tmp_path}/in.jsonl", "--shard=2/2") == 2
+    assert "--shard must be I/N" in capsys.readouterr().err
+
+
 def test_a_second_run_appends(tiny_files, compiled_once, tmp_path):
     del compiled_once
     file = tmp_path / "answers.jsonl"

@@ -25,6 +25,7 @@ from cascades.generation import (
     compilation_cache,
     generate,
     load_pair,
+    name,
     queries,
     query,
 )
@@ -38,6 +39,7 @@ def decode(
     prompt: Sequence[str] | None = None,
     input: str | None = None,
     output: str | None = None,
+    shard: str | None = None,
     distributed: bool = False,
     coordinator: str | None = None,
     processes: int | None = None,
@@ -53,6 +55,8 @@ def decode(
     Args:
       pair: the models. settings: how they decode. prompts: how a text becomes a prompt.
       prompt, input, output: from the command line: prompts, a JSONL file of them, a JSONL file for results.
+      shard: from the command line: "I/N" decodes every N-th prompt from the I-th on, counted from 0, as if the others
+        were decoded too; so that N machines share a file.
       distributed, coordinator, processes, process: from the command line: whether this is one of several processes, and
         what `hosts.join` is told.
       default_prompt: what is decoded when neither is given and nobody sits at the terminal.
@@ -72,9 +76,14 @@ def decode(
         if not isinstance(default_prompt, str) or not default_prompt.strip():
             raise UserError("at least one prompt is needed: give --prompt=TEXT or --input=FILE.jsonl")
         found = [{"prompt": default_prompt}]
+    mine, copies = prompt_files.share(shard, len(found)), prompt_files.copies(found)
+    found, copies = [found[place] for place in mine], [copies[place] for place in mine]
     if output is not None:
         hosts.lead(lambda: records.check_writable(output))
     out, err = terminal.consoles(quiet=not hosts.leads())
+    if not found and not interactive:
+        err.print(f"nothing to do: shard {shard} holds no prompt", highlight=False)
+        return []
     failed: dict[int, Result] = {}
     for place, entry in enumerate(found):
         if isinstance(entry, Bad):
@@ -96,9 +105,10 @@ def decode(
             continue
         label = f"prompt {place + 1} of {len(found)}"
         try:
-            requests[place] = queries(
+            request = queries(
                 engine, [entry["prompt"]], raw=prompts.raw_prompt, control_tokens=prompts.control_tokens, label=label
             )[0]
+            requests[place] = name(request, copies[place])
         except UserError as error:
             failed[place] = answers.failure(entry["prompt"], str(error), err)
     places = list(requests)

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,31 @@ class Bad(NamedTuple):
     error: str
     line: int | None = None
     fields: Any = None
+
+
+def share(shard: str | None, count: int) -> range:
+    """Returns the places, of `count` prompts, that are this process's: with "I/N" every N-th from I on, else all.
+
+    Raises:
+      UserError: it is no such thing.
+    """
+    if shard is None:
+        return range(count)
+    index, slash, parts = shard.partition("/")
+    if not (slash and index.isdecimal() and parts.isdecimal() and int(index) < int(parts)):
+        raise UserError(f"--shard must be I/N with I from 0 to N - 1, as in 0/4, 1/4, 2/4 and 3/4, not {shard!r}")
+    return range(int(index), count, int(parts))
+
+
+def copies(entries: Sequence[dict[str, Any] | Bad]) -> list[int]:
+    """Returns how many equal prompts stand before each."""
+    seen: Counter[str] = Counter()
+    found = []
+    for entry in entries:
+        text = entry.prompt if isinstance(entry, Bad) else entry["prompt"]
+        found.append(seen[text])
+        seen[text] += 1
+    return found
 
 
 def read(path: str) -> list[dict[str, Any]]:
