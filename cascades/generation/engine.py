@@ -243,10 +243,8 @@ def vacant(engine: Engine, compiled: Compiled) -> State:
 
 def admit(engine: Engine, compiled: Compiled, state: State, request: Request, slot: int) -> State:
     """Prefills one row and puts it into the place of row `slot`; the state is consumed."""
-    # Copied: jit may pass its arrays on into the row, and from there into the state, which is donated.
-    weights, request = (engine.verifier_params, engine.drafter_params), jax.tree.map(jnp.copy, request)
     start = compiled.starts[request.tokens.shape[1]]
-    row = start(*weights, request, initial(engine, 1, compiled.costs))
+    row = start(engine.verifier_params, engine.drafter_params, request, initial(engine, 1, compiled.costs))
     return compiled.insert(state, row, np.int32(slot))
 
 
