@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from cascades.typing import Array, Bool, Float, Int, Key
@@ -32,11 +33,14 @@ class Sampling(NamedTuple):
 
 
 class Purpose(IntEnum):
-    """What a random number is for: one stream per request, absolute position and purpose."""
+    """What a random number is for: one stream per request, absolute position and purpose.
 
-    DRAFT = 0
+    DRAFT + i: the draft number i of a round that begins at the position.
+    """
+
     ACCEPT = 1
     TOKEN = 2
+    DRAFT = 3
 
 
 def softmax(logits: Float[Array, "*b v"]) -> Float[Array, "*b v"]:
@@ -112,14 +116,17 @@ def at(values: Float[Array, "*b v"], tokens: Int[Array, "*b"]) -> Float[Array, "
     return jnp.sum(jnp.where(_iota(values) == tokens[..., None], values, 0.0), axis=-1)
 
 
-def stream(keys: Key[Array, " b"], positions: Int[Array, "b *s"], purpose: Purpose) -> Key[Array, "b *s"]:
-    """Returns the key of each (request, absolute position, purpose)."""
+def stream(
+    keys: Key[Array, " b"], positions: Int[Array, "b *s"], purpose: Purpose | Int[np.ndarray, "*s"]
+) -> Key[Array, "b *s"]:
+    """Returns the key of each (request, absolute position, purpose); one purpose, or one for each place of `s`."""
 
-    def one(key, position):
-        return jax.random.fold_in(jax.random.fold_in(key, position), int(purpose))
+    def one(key, position, purpose):
+        return jax.random.fold_in(jax.random.fold_in(key, position), purpose)
 
-    row = jax.vmap(one, in_axes=(None, 0)) if positions.ndim == 2 else one
-    return jax.vmap(row)(keys, positions)
+    purposes = jnp.broadcast_to(jnp.asarray(purpose, jnp.int32), positions.shape[1:])
+    row = jax.vmap(one, in_axes=(None, 0, 0)) if positions.ndim == 2 else one
+    return jax.vmap(row, in_axes=(0, 0, None))(keys, positions, purposes)
 
 
 def uniform(keys: Key[Array, "*b"]) -> Float[Array, "*b"]:

@@ -38,11 +38,25 @@ class Block(NamedTuple):
     failed: Bool[Array, " b"]
 
 
-def empty_block(batch: int, k: int) -> Block:
-    """Returns a block of `k` positions in which nothing was decided."""
+class Kept(NamedTuple):
+    """What became of the drafts of a block, without the token behind those that were kept.
+
+    accepted, lossless, expected, defer: see `Block`. log_p: `[b, k]`, as there, of the drafts alone.
+    p_end: `[b, v]`, the verifier's logits where the row's block ends.
+    """
+
+    accepted: Int[Array, " b"]
+    lossless: Bool[Array, "b k"]
+    expected: Float[Array, "b k"]
+    defer: Float[Array, "b k"]
+    log_p: Float[Array, "b k"]
+    p_end: Float[Array, "b v"]
+
+
+def no_verdict(batch: int, k: int, vocab_size: int) -> Kept:
+    """Returns a `Kept` of `k` positions in which nothing was decided."""
     row, wide = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, k), jnp.float32)
-    none, log_p = jnp.zeros((batch,), bool), jnp.zeros((batch, k + 1), jnp.float32)
-    return Block(row, row, jnp.zeros((batch, k), bool), wide, wide, log_p, none)
+    return Kept(row, jnp.zeros((batch, k), bool), wide, wide, wide, jnp.zeros((batch, vocab_size), jnp.float32))
 
 
 class Keys(NamedTuple):
@@ -85,7 +99,7 @@ def judge(
     bonus: Bonus,
     scored: Bool[Array, " b"] | None = None,
 ) -> Block:
-    """Decides a block.
+    """Decides a block: `keep`, then `conclude`.
 
     A draft at which the verifier's logits are NaN, infinite or all -inf is not kept, and the row has `failed` there;
     the other rows do not notice. The drafter's are all finite, or -inf for some tokens.
@@ -102,53 +116,87 @@ def judge(
       coupling: how draft and target are coupled. bonus: what law the token behind a kept block follows.
       scored: `[b]`, rows of which the drafter scored that token, all if None. With `bonus='target'` it follows the
         verifier's own law in the others: where there is no q, pi = p, whatever the rule is.
+    """
+    kept = keep(drafts, lengths, q_logits, p_logits, keys, rule, alpha, sampling, coupling)
+    reads = drafts.shape[1] > 0 or bonus == "target"
+    return conclude(kept, lengths, q_logits if reads else None, keys, rule, alpha, sampling, coupling, bonus, scored)
 
-    The target is evaluated as scalars per position (they fuse into reductions), and whole only where the row's
-    block ends.
+
+def keep(
+    drafts: Int[Array, "b k"],
+    lengths: Int[Array, " b"],
+    q_logits: Float[Array, "b m u"],
+    p_logits: Float[Array, "b m v"],
+    keys: Keys,
+    rule: Rule,
+    alpha: Float[Array, " b"],
+    sampling: Sampling,
+    coupling: Coupling,
+) -> Kept:
+    """Decides which drafts of a block are kept; for the arguments see `judge`.
+
+    The target is evaluated as scalars per position, which fuse into reductions, and never whole.
     """
     count = drafts.shape[1]
-    ends = lengths
-    lossless = jnp.zeros(drafts.shape, bool)
-    expected = jnp.zeros(drafts.shape, jnp.float32)
-    defer = jnp.zeros(drafts.shape, jnp.float32)
-    log_p = jnp.zeros(drafts.shape, jnp.float32)
-    if count:
-        wide = _broadcast(sampling, count)
-        pair = pair_of(q_logits[:, :count], p_logits[:, :count], wide)
-        pi, defer = rule(pair, jnp.broadcast_to(alpha[:, None], drafts.shape))
-        expected = _expected(rule, pair, alpha, sampling)
-        normalizer = log_normalizer(p_logits[:, :count])
-        sound = jnp.isfinite(normalizer)
-        expected, defer = jnp.where(sound, expected, 0.0), jnp.where(sound, defer, 0.0)
-        log_p = at(p_logits[:, :count], drafts) - normalizer
-        if coupling == "maximal":
-            q_x = at(pair.q, drafts)
-            u = uniform(keys.accept)
-            kept = u < acceptance(at(pi, drafts), q_x)
-            lossless = u < acceptance(at(pair.p, drafts), q_x)
-        else:
-            kept = draw(pi, keys.token[:, :count]) == drafts
-            lossless = draw(pair.p, keys.token[:, :count]) == drafts
-        kept &= sound & (jnp.arange(count, dtype=jnp.int32)[None, :] < lengths[:, None])
-        ends = jnp.sum(jnp.cumprod(kept.astype(jnp.int32), axis=1), axis=1).astype(jnp.int32)
+    if not count:
+        none = jnp.zeros(drafts.shape, jnp.float32)
+        return Kept(jnp.zeros_like(lengths), none > 0, none, none, none, p_logits[:, 0])
+    pair = pair_of(q_logits[:, :count], p_logits[:, :count], _broadcast(sampling, count))
+    pi, defer = rule(pair, jnp.broadcast_to(alpha[:, None], drafts.shape))
+    normalizer = log_normalizer(p_logits[:, :count])
+    sound = jnp.isfinite(normalizer)
+    if coupling == "maximal":
+        q_x = at(pair.q, drafts)
+        u = uniform(keys.accept)
+        kept = u < acceptance(at(pi, drafts), q_x)
+        lossless = u < acceptance(at(pair.p, drafts), q_x)
+    else:
+        kept = draw(pi, keys.token[:, :count]) == drafts
+        lossless = draw(pair.p, keys.token[:, :count]) == drafts
+    column = jnp.arange(count, dtype=jnp.int32)[None, :]
+    accepted = jnp.min(jnp.where(kept & sound & (column < lengths[:, None]), count, column), axis=1)
+    return Kept(
+        accepted=accepted,
+        lossless=lossless,
+        expected=jnp.where(sound, _expected(rule, pair, alpha, sampling), 0.0),
+        defer=jnp.where(sound, defer, 0.0),
+        log_p=at(p_logits[:, :count], drafts) - normalizer,
+        p_end=_row(p_logits, accepted),
+    )
 
-    p_end = _row(p_logits, ends)
+
+def conclude(
+    kept: Kept,
+    lengths: Int[Array, " b"],
+    q_logits: Float[Array, "b m v"] | None,
+    keys: Keys,
+    rule: Rule,
+    alpha: Float[Array, " b"],
+    sampling: Sampling,
+    coupling: Coupling,
+    bonus: Bonus,
+    scored: Bool[Array, " b"] | None = None,
+) -> Block:
+    """Draws the token behind the drafts that were kept; for the arguments see `judge`.
+
+    `q_logits` may be longer than the block; with None there was no drafter, and the token is the verifier's.
+    """
+    ends, p_end = kept.accepted, kept.p_end
     normalizer = log_normalizer(p_end)
-    p = scaled(p_end, sampling)
-    law = p
-    if count or bonus == "target":
-        q_end = _row(q_logits, ends)
-        pair = Pair(softmax(q_end), softmax(p_end), scaled(q_end, sampling), p)
-        pi = rule(pair, alpha).pi
-        correction = residual(pi, pair.q) if coupling == "maximal" else pi
+    if q_logits is None:
+        law = scaled(p_end, sampling)
+    else:
+        logits = jnp.stack([_row(q_logits, ends), p_end])
+        (q_raw, p_raw), (q, p) = softmax(logits), scaled(logits, Sampling(*(jnp.stack([x, x]) for x in sampling)))
+        pi = rule(Pair(q_raw, p_raw, q, p), alpha).pi
+        correction = residual(pi, q) if coupling == "maximal" else pi
         behind = p
         if bonus == "target":
             behind = pi if scored is None else jnp.where(scored[:, None], pi, p)
         law = jnp.where((ends < lengths)[:, None], correction, behind)
-    end_keys = jnp.take_along_axis(keys.token, ends[:, None], axis=1)[:, 0]
-    token = draw(law, end_keys)
-    log_p = jnp.concatenate([log_p, (at(p_end, token) - normalizer)[:, None]], axis=1)
-    return Block(ends, token, lossless, expected, defer, log_p, ~jnp.isfinite(normalizer))
+    token = draw(law, jnp.take_along_axis(keys.token, ends[:, None], axis=1)[:, 0])
+    log_p = jnp.concatenate([kept.log_p, (at(p_end, token) - normalizer)[:, None]], axis=1)
+    return Block(ends, token, kept.lossless, kept.expected, kept.defer, log_p, ~jnp.isfinite(normalizer))
 
 
 def _expected(rule: Rule, pair: Pair, alpha: Float[Array, " b"], sampling: Sampling) -> Float[Array, "b k"]:

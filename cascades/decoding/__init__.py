@@ -1,7 +1,7 @@
 """Draft–verify rounds and the loop around them. Sees models only through the `Model` protocol."""
 
 from cascades.decoding.loop import FREE, Programs, compile_plan
-from cascades.decoding.round import Plan
+from cascades.decoding.plan import Plan
 from cascades.decoding.sequential import advance_sequential, sees_drafter_only
 from cascades.decoding.state import Finish, Info, Origin, Request, State
 

@@ -2,21 +2,17 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from cascades import cache as caches
 from cascades.decoding.control import when
+from cascades.decoding.lookup import find, mixed
+from cascades.decoding.plan import Plan
 from cascades.decoding.state import State
-from cascades.distributions import Purpose, at, draw, scaled, softmax, stream
-from cascades.lookahead import Drafted, DraftLength
-from cascades.speculation import Bonus, Coupling
-from cascades.typing import Array, Bool, Cache, Float, Int, Key, Model, Output, Params
-
-CATCH_UP = 16  # tokens of one catch-up pass: what a drafter that idled for a while has to read
-WIDTHS = (1, 2, CATCH_UP)  # of its last pass: one token, or two behind a block that was kept whole, or more
-READER_WIDTHS = (1, 2, 4, 8, CATCH_UP)  # a drafter that reads features reads every block anew, with the verifier's
+from cascades.distributions import at, draw, scaled, softmax
+from cascades.lookahead import Drafted
+from cascades.typing import Array, Bool, Cache, Float, Int, Key, Model, Params
 
 
 class Draft(NamedTuple):
@@ -37,6 +33,16 @@ class Draft(NamedTuple):
     cached: Int[Array, " b"]
     scored: Bool[Array, " b"]
     silent: Bool[Array, " b"]
+
+
+class Said(NamedTuple):
+    """What a model says of the next token of each row.
+
+    logits: `[b, v]`. features: `[b, 1, d]`, what it was made of, for a drafter that reads it; else None.
+    """
+
+    logits: Float[Array, "b v"]
+    features: Float[Array, "b 1 d"] | None = None
 
 
 def no_drafts(state: State, length: Int[Array, " b"]) -> Draft:
@@ -69,99 +75,90 @@ def before(features: Float[Array, "b 1 t d"] | None, start: Int[Array, " b"], wi
     return jnp.where(index[:, :, None] >= 0, found, 0)
 
 
+def extend(
+    model: Model, params: Params, tokens: Int[Array, "b s"], cache: Cache, said: Said, select=None, features=None
+) -> tuple[Said, Cache]:
+    """Feeds tokens and returns what a model says behind them, shaped as `said` is, which it said before."""
+    given = {} if features is None else {"features": features}
+    output, cache = model.extend(params, tokens, cache, select, **given)
+    logits = output.logits[:, 0, : said.logits.shape[1]]
+    if said.features is None:
+        return Said(logits), cache
+    assert output.features is not None, "a model that reads features has its own"
+    return Said(logits, output.features.astype(said.features.dtype)), cache
+
+
 def catch_up(
     model: Model,
     params: Params,
-    tokens: Int[Array, "b n"],
-    length: Int[Array, " b"],
-    cache: Cache,
+    state: State,
     rows: Bool[Array, " b"],
-    features: Float[Array, "b 1 t d"] | None = None,
-) -> tuple[Output, Cache]:
-    """Feeds every token of `rows` that a cache does not hold yet, and scores what follows the last.
+    said: Said,
+    cache: Cache,
+    width: int,
+) -> tuple[Said, Cache]:
+    """Feeds the tokens of `rows` that a cache does not hold yet, `width` a pass, and scores what follows the last.
 
-    One token is the rule, two follow a block that was kept whole, more a time without drafts. The cache of other rows
-    keeps its length. At least one token of each of `rows` must be pending. `features` is what the verifier's cache
-    keeps, for a model that reads it.
+    A width above 1 does nothing about a single token, nor about the last of many where all else was read: a pass of
+    width 1 does. The caches of other rows stay as long as they are.
+
+    Args:
+      said: of the rows that lack nothing, which are none or all of `rows`.
 
     Returns:
-      The output at token `length - 1`, of one position (of `rows`; garbage elsewhere), and the cache.
+      What the model says behind `state.length` tokens of each of `rows`, and the cache; both as given if none lags.
     """
-    was = cache.length
-    reads = model.reads is not None
-
-    def fed(cache: Cache, width: int, select: Int[Array, " b"]) -> tuple[Output, Cache]:
-        given = {"features": before(features, cache.length, width)} if reads else {}
-        return model.extend(params, window(tokens, cache.length, width, length), cache, select, **given)
 
     def behind(cache: Cache) -> Array:
-        return jnp.where(rows, length - cache.length, 1)
+        return jnp.where(rows, state.length - cache.length, 0)
 
-    def chunk(cache: Cache) -> Cache:
-        start = cache.length
-        taken = jnp.minimum(behind(cache) - 1, CATCH_UP)
-        _, cache = fed(cache, CATCH_UP, jnp.zeros_like(start))
-        return caches.rewind(cache, start + taken)
+    def feed(carry):
+        said, cache = carry
+        lag, start = behind(cache), cache.length
+        tokens = window(state.tokens, start, width, state.length)
+        features = None if said.features is None else before(state.verifier_cache.features, start, width)
+        said, cache = extend(model, params, tokens, cache, said, jnp.clip(lag - 1, 0, width - 1), features)
+        # The last token is left to the last pass, in which every row says what follows.
+        taken = jnp.where(jnp.max(lag) <= width, lag, jnp.clip(lag - 1, 0, width))
+        return said, caches.rewind(cache, start + taken)
 
-    cache = lax.while_loop(lambda cache: jnp.max(behind(cache)) > CATCH_UP, chunk, cache)
-
-    def last(width: int):
-        def feed(carry):
-            _, cache = carry
-            return fed(cache, width, jnp.clip(behind(cache) - 1, 0, width - 1))
-
-        return feed
-
-    lag = jnp.max(behind(cache))
-    widths = READER_WIDTHS if reads else WIDTHS
-    shapes, _ = jax.eval_shape(last(1), (None, cache))
-    carry = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), cache
-    for low, width in zip((0, *widths), widths, strict=False):
-        carry = when((lag > low) & (lag <= width), last(width), carry)
-    output, cache = carry
-    return output, caches.rewind(cache, jnp.where(rows, length, was))
-
-
-def draft_keys(state: State, index: Int[Array, ""], coupling: Coupling) -> Key[Array, " b"]:
-    """Returns the keys of a round's draft number `index`.
-
-    Under the maximal coupling no two rounds share one, though a rejection makes them draft the same position again: the
-    draft length may then depend on how long an earlier draft was, hence on tokens that were dropped unjudged.
-    """
-    if coupling == "gumbel":
-        return stream(state.key, state.length + index, Purpose.TOKEN)
-    return jax.vmap(jax.random.fold_in, (0, None))(stream(state.key, state.length, Purpose.DRAFT), index)
+    return lax.while_loop(lambda carry: jnp.max(behind(carry[1])) >= min(width, 2), feed, (said, cache))
 
 
 def draft(
-    model: Model,
+    plan: Plan,
     params: Params,
     state: State,
     length: Int[Array, " b"],
-    lookahead: DraftLength,
-    coupling: Coupling,
-    bonus: Bonus,
-    vocab_size: int,
+    keys: Key[Array, "b m"],
     eager: Bool[Array, ""],
 ) -> tuple[Draft, Cache, Any]:
     """Drafts at most `length[b]` tokens a row.
+
+    A turn of its loop is a pass of the drafter over one token, or first over all that it lacks, and a decision.
 
     With `bonus='target'` the drafter also scores the position behind the block. `eager` overrides the lookahead's wish
     to stop early. The drafter holds and scores no token behind its own context: there is none to draft, or score, at
     position `context_length` and on. Where its logits are NaN, infinite or all -inf nothing is drafted, and the row is
     `silent` from then on.
 
+    Args:
+      keys: of each of the round's draws.
+
     Returns:
       The drafts, the drafter's cache (rewound by the caller), and the lookahead's state.
     """
-    k_max = state.draft_logits.shape[1] - 1
+    model, lookahead = plan.drafter, plan.lookahead
+    assert model is not None
+    k_max = plan.k_max
     reads = model.reads is not None
     zeros = jnp.zeros(length.shape, jnp.int32)
     left = model.context_length - state.length
+    found = find(plan.lookup, state.tokens, state.length, k_max) if plan.lookup else None
 
     def end(length: Array) -> Array:
         """Positions of this round that the drafter scores."""
-        return length + (length < left).astype(jnp.int32) if bonus == "target" else length
+        return length + (length < left).astype(jnp.int32) if plan.bonus == "target" else length
 
     length = jnp.where(state.silent, 0, jnp.clip(length, 0, jnp.maximum(left, 0)))
     rows = state.running & ~state.silent & (end(length) > 0)
@@ -169,13 +166,15 @@ def draft(
     def decide(index: Array, logits: Float[Array, "b v"], draft: Draft, lookahead_state):
         raw = softmax(logits)
         sound = jnp.max(raw, axis=-1) > 0  # else all of it is NaN
+        if plan.lookup and found:
+            logits, raw = mixed(plan.lookup, found, draft.tokens, index, logits, raw)
         asked = rows & (index < end(draft.length))
         drafting = rows & (index < draft.length)
         silent = draft.silent | (asked & ~sound)
         logits, raw = jnp.where(sound[:, None], logits, 0.0), jnp.where(sound[:, None], raw, 0.0)
         draft = draft._replace(length=jnp.where(drafting & ~sound, index, draft.length))
         drafting &= sound
-        token = draw(scaled(logits, state.sampling), draft_keys(state, index, coupling))
+        token = draw(scaled(logits, state.sampling), lax.dynamic_index_in_dim(keys, index, 1, keepdims=False))
         said = Drafted(index, jnp.max(raw, axis=-1), at(raw, token), drafting)
         lookahead_state, keep, more = lookahead.step(lookahead_state, said)
         stop = jnp.where(keep | eager, index + 1, index)
@@ -201,29 +200,29 @@ def draft(
             lookahead_state,
         )
 
-    def wanted(index: Array, draft: Draft) -> Array:
+    def wanted(carry) -> Array:
+        index, draft, *_ = carry
         return jnp.any(rows & ~draft.silent & (index < end(draft.length)))
 
-    def step(carry):
-        index, draft, cache, lookahead_state, features = carry
-        column = jnp.minimum(index, k_max) - 1
-        fed = lax.dynamic_slice_in_dim(draft.tokens, column, 1, axis=1)
-        given = {"features": features} if reads else {}
-        output, cache = model.extend(params, fed, cache, zeros, **given)
-        draft, lookahead_state = decide(index, output.logits[:, 0, :vocab_size], draft, lookahead_state)
-        return index + 1, draft, cache, lookahead_state, output.features if reads else None
+    def turn(carry):
+        index, draft, said, cache, lookahead_state = carry
+        late = rows & (index == 0)
+        said, cache = catch_up(model, params, state, late, said, cache, plan.catch_up)
 
-    def begin(operand):
-        draft, cache, lookahead_state = operand
-        kept = state.verifier_cache.features if reads else None
-        output, cache = catch_up(model, params, state.tokens, state.length, cache, rows, kept)
-        draft, lookahead_state = decide(jnp.int32(0), output.logits[:, 0, :vocab_size], draft, lookahead_state)
-        features = output.features if reads else None
-        index, draft, cache, lookahead_state, _ = lax.while_loop(
-            lambda carry: wanted(carry[0], carry[1]), step, (jnp.int32(1), draft, cache, lookahead_state, features)
-        )
-        cached = zeros if reads else jnp.minimum(index - 1, draft.length)
-        return draft._replace(cached=jnp.where(rows, cached, -1)), cache, lookahead_state
+        def step(carry):
+            said, cache = carry
+            # The pending token at first: it is what pads the drafts.
+            fed = lax.dynamic_slice_in_dim(draft.tokens, jnp.maximum(index - 1, 0), 1, axis=1)
+            return extend(model, params, fed, cache, said, features=said.features)
 
-    operand = (no_drafts(state, length), state.drafter_cache, state.lookahead)
-    return when(jnp.any(rows), begin, operand)
+        due = (index > 0) | jnp.any(late & (cache.length < state.length))
+        said, cache = when(due, step, (said, cache))
+        draft, lookahead_state = decide(index, said.logits, draft, lookahead_state)
+        return index + 1, draft, said, cache, lookahead_state
+
+    features = before(state.verifier_cache.features, state.length - 1, 1) if reads else None
+    said = Said(state.draft_logits[:, 0], features)  # logits of the same shape and place; none of them is read
+    carry = jnp.int32(0), no_drafts(state, length), said, state.drafter_cache, state.lookahead
+    turns, draft, _, cache, lookahead_state = lax.while_loop(wanted, turn, carry)
+    cached = zeros if reads else jnp.minimum(turns - 1, draft.length)
+    return draft._replace(cached=jnp.where(rows, cached, -1)), cache, lookahead_state

@@ -1,51 +1,20 @@
 """One round: draft, verify in a pass as wide as this round's longest draft, decide, emit, rewind."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from cascades import cache as caches
 from cascades.decoding.control import when
 from cascades.decoding.draft import Draft, draft, no_drafts, window
+from cascades.decoding.lookup import next_token
+from cascades.decoding.plan import Plan
 from cascades.decoding.state import Finish, Info, Origin, State
 from cascades.distributions import Purpose, stream
-from cascades.lookahead import DraftLength, Verdict
-from cascades.rules import Rule
-from cascades.sharding import Layout
-from cascades.speculation import Block, Bonus, Coupling, Keys, empty_block, judge
-from cascades.typing import Array, Bool, Cache, Int, Model, Params
-
-
-class Plan(NamedTuple):
-    """What is static in a program.
-
-    verifier: scores. drafter: drafts; None decodes with the verifier alone. rule, lookahead: of this run. k_max:
-    longest draft. vocab_size: logits behind it are padding and cut off. eos: ids that end a row. coupling, bonus: see
-    `speculation`.
-    alone: the origin of tokens when there is no drafter. layout: where the verifier lives; None is one device.
-    """
-
-    verifier: Model
-    drafter: Model | None
-    rule: Rule
-    lookahead: DraftLength
-    k_max: int
-    vocab_size: int
-    eos: tuple[int, ...] = ()
-    coupling: Coupling = "maximal"
-    bonus: Bonus = "verifier"
-    alone: Origin = Origin.VERIFIER
-    layout: Layout | None = None
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Tokens of the verifier passes that are compiled: 1, 2, 3, 5, 9, … and k_max + 1."""
-        if self.drafter is None:
-            return (1,)
-        powers = [1 + (1 << i) for i in range(self.k_max.bit_length()) if 1 << i < self.k_max]
-        return (1, *powers, self.k_max + 1) if self.k_max else (1,)
+from cascades.lookahead import Verdict
+from cascades.speculation import Block, Coupling, Keys, conclude, keep, no_verdict
+from cascades.typing import Array, Bool, Cache, Int, Key, Params
 
 
 def advance(plan: Plan, verifier_params: Params, drafter_params: Params, state: State, forced: Int[Array, ""]) -> State:
@@ -57,6 +26,7 @@ def advance(plan: Plan, verifier_params: Params, drafter_params: Params, state: 
     k_max = plan.k_max if plan.drafter else 0
     running = state.running
     room = jnp.where(running, state.limit - state.length, 1)  # one of them is for the verifier's own token
+    keys, draft_keys = round_keys(state, k_max, plan.coupling)
 
     if plan.drafter is None:
         drafts = no_drafts(state, jnp.zeros_like(state.length))
@@ -65,27 +35,37 @@ def advance(plan: Plan, verifier_params: Params, drafter_params: Params, state: 
         lookahead_state, length = plan.lookahead.propose(state.lookahead)
         length = jnp.where(forced >= 0, forced, length)
         length = jnp.where(running, jnp.clip(length, 0, jnp.minimum(room - 1, k_max)), 0).astype(jnp.int32)
-        drafts, drafter_cache, lookahead_state = draft(
-            plan.drafter,
-            drafter_params,
-            state._replace(lookahead=lookahead_state),
-            length,
-            plan.lookahead,
-            plan.coupling,
-            plan.bonus,
-            plan.vocab_size,
-            forced >= 0,
-        )
+        state = state._replace(lookahead=lookahead_state)
+        drafts, drafter_cache, lookahead_state = draft(plan, drafter_params, state, length, draft_keys, forced >= 0)
 
-    drafts, block, verifier_cache, partial = _verify(plan, verifier_params, state, drafts)
+    drafts, block, verifier_cache, partial = _verify(plan, verifier_params, state, drafts, keys)
     return _emit(plan, state, drafts, block, partial, verifier_cache, drafter_cache, lookahead_state, k_max)
 
 
-def _verify(plan: Plan, params: Params, state: State, drafts: Draft) -> tuple[Draft, Block, Cache, Bool[Array, " b"]]:
+def round_keys(state: State, k_max: int, coupling: Coupling) -> tuple[Keys, Key[Array, "b m"]]:
+    """Returns the random keys of a round: those that judge, and those of its draws of drafts.
+
+    Under the maximal coupling no two rounds share one of the latter, though a rejection makes them draft the same
+    position again: the draft length may then depend on how long an earlier draft was, hence on tokens that were dropped
+    unjudged.
+    """
+    count = np.arange(k_max + 1, dtype=np.int32)
+    # All of them at once: what makes a key is compiled once.
+    ahead = np.concatenate([count, count, 0 * count])
+    purposes = np.concatenate([0 * count + Purpose.ACCEPT, 0 * count + Purpose.TOKEN, Purpose.DRAFT + count])
+    keys = stream(state.key, state.length[:, None] + jnp.asarray(ahead)[None, :], purposes.astype(np.int32))
+    accept, token, drafts = (keys[:, i * (k_max + 1) : (i + 1) * (k_max + 1)] for i in range(3))
+    return Keys(accept[:, :k_max], token), token if coupling == "gumbel" else drafts
+
+
+def _verify(
+    plan: Plan, params: Params, state: State, drafts: Draft, keys: Keys
+) -> tuple[Draft, Block, Cache, Bool[Array, " b"]]:
     """One verifier pass over each row's pending token and drafts, in the narrowest compiled width that holds them.
 
     A draft that the verifier cannot read (NaN) spoils what it says of its whole row, since a weight of 0 times NaN is
-    NaN. Such a row is read again without its drafts, which is enough to judge the first of them.
+    NaN. Such a row is read again without its drafts, which is enough to judge the first of them. That pass is the
+    widest: it writes over whatever the first one wrote.
 
     Returns:
       The drafts that were judged, the verdict, the cache, and the rows that go on without a token behind their draft:
@@ -93,72 +73,59 @@ def _verify(plan: Plan, params: Params, state: State, drafts: Draft) -> tuple[Dr
     """
     k_max = drafts.tokens.shape[1]
     pending = window(state.tokens, state.length - 1, 1, state.length)
+    column = jnp.arange(k_max, dtype=jnp.int32)[None, :]
+    given = plan.rule, state.alpha, state.sampling, plan.coupling
 
     def at_width(width: int, tokens: Array, length: Array):
         def run(carry):
             _, cache, _ = carry
             output, cache = plan.verifier.extend(params, jnp.concatenate([pending, tokens[:, : width - 1]], 1), cache)
-            positions = state.length[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
-            keys = Keys(
-                accept=stream(state.key, positions[:, : width - 1], Purpose.ACCEPT),
-                token=stream(state.key, positions, Purpose.TOKEN),
-            )
-            block = judge(
+            kept = keep(
                 drafts.tokens[:, : width - 1],
                 length,
                 drafts.logits[:, :width],
                 output.logits[:, :, : plan.vocab_size],
-                keys,
-                plan.rule,
-                state.alpha,
-                state.sampling,
-                plan.coupling,
-                plan.bonus if plan.drafter else "verifier",
-                drafts.scored,
+                Keys(keys.accept[:, : width - 1], keys.token[:, :width]),
+                *given,
             )
             unread = jnp.zeros_like(state.running)
             if output.features is not None:
                 unread = state.running & ~jnp.all(jnp.isfinite(output.features), axis=(1, 2))
-            wide, missing = (0, 0), (0, k_max + 1 - width)
-            log_p = jnp.pad(block.log_p[:, : width - 1], (wide, missing))
-            block = block._replace(
-                lossless=jnp.pad(block.lossless, (wide, missing)),
-                expected=jnp.pad(block.expected, (wide, missing)),
-                defer=jnp.pad(block.defer, (wide, missing)),
-                log_p=jnp.concatenate([log_p, block.log_p[:, width - 1 :]], axis=1),
-            )
-            return block, cache, unread
+            missing = (0, 0), (0, k_max + 1 - width)
+            names = "lossless", "expected", "defer", "log_p"
+            kept = kept._replace(**{name: jnp.pad(getattr(kept, name), missing) for name in names})
+            return kept, cache, unread
 
         return run
 
     def attempt(carry):
-        turn, block, cache, spoilt = carry
+        turn, kept, cache, spoilt = carry
         first = turn == 0
-        tokens = jnp.where(first, drafts.tokens, pending)
+        tokens = jnp.where(first & (column < drafts.length[:, None]), drafts.tokens, pending)
         length = jnp.where(spoilt, 1, drafts.length)
-        need = jnp.where(first, jnp.max(drafts.length) + 1, 2)
-        found = empty_block(spoilt.shape[0], k_max), cache, jnp.zeros_like(spoilt)
-        for below, width in zip((0, *plan.widths), plan.widths, strict=False):
+        need = jnp.where(first, jnp.max(drafts.length) + 1, k_max + 1)
+        found = kept, cache, jnp.zeros_like(spoilt)
+        for below, width in zip((0, *plan.passes), plan.passes, strict=False):
             found = when((need > below) & (need <= width), at_width(width, tokens, length), found)
         new, cache, unread = found
-        block = _where(first | spoilt, new, block)
+        kept = _where(first | spoilt, new, kept)
         unread &= first & (drafts.length > 0)
-
-        def clean(cache: Cache) -> Cache:
-            stands = jnp.where(unread, state.verifier_cache.length, state.length + block.accepted)  # the others stay
-            return caches.scrub(caches.rewind(cache, stands))
-
-        return turn + 1, block, when(jnp.any(unread), clean, cache), spoilt | unread
+        stands = jnp.where(unread, state.verifier_cache.length, state.length + kept.accepted)  # the others stay
+        return turn + 1, kept, caches.rewind(cache, stands), spoilt | unread
 
     def more(carry):
         turn, _, _, spoilt = carry
         return (turn == 0) | ((turn == 1) & jnp.any(spoilt))
 
-    none = jnp.zeros_like(state.running)
-    carry = jnp.int32(0), empty_block(none.shape[0], k_max), state.verifier_cache, none
+    nothing = no_verdict(pending.shape[0], k_max, plan.vocab_size)
+    carry = jnp.int32(0), nothing, state.verifier_cache, jnp.zeros_like(state.running)
     # A loop, so that the passes of all widths are compiled once.
-    _, block, cache, spoilt = lax.while_loop(more, attempt, carry) if k_max else attempt(carry)
+    _, kept, cache, spoilt = lax.while_loop(more, attempt, carry) if k_max else attempt(carry)
+    if plan.lookup and plan.drafter is None:
+        kept = kept._replace(p_end=next_token(plan.lookup, state.tokens, state.length, kept.p_end))
     judged = drafts._replace(length=jnp.where(spoilt, 1, drafts.length))
+    bonus = plan.bonus if plan.drafter else "verifier"
+    block = conclude(kept, judged.length, drafts.logits if plan.drafter else None, keys, *given, bonus, drafts.scored)
     partial = spoilt & (block.accepted > 0)
     return judged, block._replace(failed=block.failed & ~partial), cache, partial
 
@@ -223,7 +190,7 @@ def append(
         is_eos |= tokens == token
     is_eos &= (column < count[:, None]) & ~state.ignore_eos[:, None]
     ended = jnp.any(is_eos, axis=1)
-    count = jnp.where(ended, jnp.argmax(is_eos, axis=1).astype(jnp.int32) + 1, count)
+    count = jnp.where(ended, jnp.min(jnp.where(is_eos, column, width), axis=1) + 1, count)
     count = jnp.where(state.running, count, 0).astype(jnp.int32)
 
     emitted = column < count[:, None]

@@ -7,9 +7,10 @@ bonus drawn from the target; a sequence cascade is two generations, chosen betwe
 import jax.numpy as jnp
 import numpy as np
 
-from cascades.decoding.control import when
-from cascades.decoding.draft import catch_up
-from cascades.decoding.round import Plan, append
+from cascades.decoding.draft import Said, catch_up
+from cascades.decoding.lookup import next_token
+from cascades.decoding.plan import Plan
+from cascades.decoding.round import append
 from cascades.decoding.state import Origin, State
 from cascades.distributions import Purpose, at, draw, log_normalizer, scaled, softmax, stream
 from cascades.rules import Pair, Rule
@@ -40,19 +41,19 @@ def advance_sequential(
     assert plan.drafter is not None
     running = state.running
     asked = running & ~state.silent
-    said, drafter_cache = catch_up(plan.drafter, drafter_params, state.tokens, state.length, state.drafter_cache, asked)
-    q_logits = said.logits[:, 0, : plan.vocab_size]
+    said, cache = Said(state.draft_logits[:, 0]), state.drafter_cache
+    (q_logits, _), drafter_cache = catch_up(plan.drafter, drafter_params, state, asked, said, cache, width=1)
     silent = state.silent | (asked & ~jnp.isfinite(log_normalizer(q_logits)))
     q_logits = jnp.where(silent[:, None], 0.0, q_logits)
+    if plan.lookup:
+        q_logits = next_token(plan.lookup, state.tokens, state.length, q_logits)
     q_raw, q = softmax(q_logits), scaled(q_logits, state.sampling)
     defer = running & (silent | (plan.rule(Pair(q_raw, q_raw, q, q), state.alpha).defer > 0.5))
 
-    def ask(carry):
-        said, cache = catch_up(plan.verifier, verifier_params, state.tokens, state.length, carry[1], defer)
-        return said.logits[:, 0, : plan.vocab_size], cache
-
-    p_logits, verifier_cache = when(jnp.any(defer), ask, (jnp.zeros_like(q_logits), state.verifier_cache))
-    logits = jnp.where(defer[:, None], p_logits, q_logits)
+    cache = state.verifier_cache
+    for width in (plan.catch_up, 1):
+        said, cache = catch_up(plan.verifier, verifier_params, state, defer, said, cache, width)
+    logits = jnp.where(defer[:, None], said.logits, q_logits)
     normalizer = log_normalizer(logits)
     failed = running & ~jnp.isfinite(normalizer)
     token = draw(scaled(logits, state.sampling), stream(state.key, state.length, Purpose.TOKEN))
@@ -63,7 +64,7 @@ def advance_sequential(
     one, deferred = running.astype(jnp.int32), defer.astype(jnp.int32)
     info = state.info
     return new._replace(
-        verifier_cache=verifier_cache,
+        verifier_cache=cache,
         drafter_cache=drafter_cache,
         silent=silent,
         info=info._replace(

@@ -103,7 +103,7 @@ def measure(engine: Engine, prompt: str, repeats: int, prompts: PromptSpec = Pro
     request = request_of(engine, compiled, query)
     lengths = range(settings.k_max + 1)
     steps = _pass(pair.drafter, shapes, length, 1)
-    widths = engine.programs.plan.widths
+    widths = engine.programs.plan.passes
     alone = {width: _pass(pair.verifier, shapes, length, width) for width in widths}
     draft, verify, rounds = [], [], []
     for _ in range(repeats):

@@ -33,7 +33,7 @@ def measure_costs(engine: Engine, compiled: Compiled, request: Request, repeats:
     is v_k.
     """
     plan = engine.programs.plan
-    ends = [width - 1 for width in plan.widths]
+    ends = [width - 1 for width in plan.passes]
     last = ends[-2] + 1 if len(ends) > 1 else 0  # shares the widest pass with k_max
     lengths = sorted({*ends, last})
     seconds = time_rounds(engine, compiled, request, lengths, repeats)

@@ -100,6 +100,7 @@ def build(pair: Pair, settings: Settings) -> Engine:
         bonus="target" if oracle else settings.bonus,  # pyright: ignore[reportArgumentType]
         alone=Origin.VERIFIER if settings.method == "verifier_only" else Origin.DRAFTER,
         layout=verifier.layout,
+        lookup=pair.drafter.lookup if pair.drafter and settings.method != "verifier_only" else None,
     )
     programs = compile_plan(plan, advance_sequential if settings.method == "token_cascade" else advance)
     context = min(language.model.context_length for language in holders(pair, settings.method))

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from cascades import checkpoints, hosts, tokenizers
 from cascades.checkpoints.sources import tokenizer_directory
+from cascades.decoding.lookup import LookUp, look_up
 from cascades.generation.placement import default_dtype
 from cascades.generation.specs import ModelSpec, PairSpec
 from cascades.models import build, logical_axes, pairing
-from cascades.models.ngram import assisted, ngram
+from cascades.models.uniform import uniform
 from cascades.sharding import Layout
 from cascades.tokenizers import Tokenizer
 from cascades.typing import Model, Params
@@ -23,6 +24,7 @@ class LoadedModel(NamedTuple):
 
     with_features: makes the same model with caches that keep the features a drafter reads; None where there is no such
     model.
+    lookup: of a drafter that looks up what it drafts.
     """
 
     name: str
@@ -31,6 +33,7 @@ class LoadedModel(NamedTuple):
     tokenizer: Tokenizer
     layout: Layout | None = None
     with_features: Callable[[], Model] | None = None
+    lookup: LookUp | None = None
 
 
 class Pair(NamedTuple):
@@ -61,8 +64,9 @@ def load_pair(spec: PairSpec, *, chat_template: str | None = None) -> Pair:
         return Pair(large, None)
     if uri is None:
         assert order is not None
-        model = ngram(large.model.vocab_size, large.model.context_length, order)
-        return Pair(large, LoadedModel(str(drafter.uri), model, {}, large.tokenizer))
+        model = uniform(large.model.vocab_size, large.model.context_length)
+        found = look_up(order, alone=True)
+        return Pair(large, LoadedModel(str(drafter.uri), model, {}, large.tokenizer, lookup=found))
     source = dataclasses.replace(drafter, uri=uri)
     if dataclasses.replace(source, strategy=verifier.strategy) == verifier and place == drafter_place:
         small = large
@@ -74,7 +78,7 @@ def load_pair(spec: PairSpec, *, chat_template: str | None = None) -> Pair:
     if small.model.reads is not None:
         large = _with_features(large, small)
     if order is not None:
-        small = small._replace(name=str(drafter.uri), model=assisted(small.model, order))
+        small = small._replace(name=str(drafter.uri), lookup=look_up(order))
     return Pair(large, small)
 
 

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 from cascades import tokenizers
 from cascades.checkpoints.contents import Attempts, Problem
 from cascades.checkpoints.load import shared_part
+from cascades.decoding.lookup import look_up
 from cascades.inspection.model import Inspected, inspect, named, to_json
 from cascades.models import DecoderConfig, abstract_params, build, pairing
-from cascades.models.ngram import ngram
 from cascades.tokenizers import Tokenizer
 
 
@@ -42,7 +42,7 @@ def inspect_pair(
         model = build(large.config, kernels=False)
         attempt("verifier", lambda: pairing.check_verifier(model, verifier))
         if order is not None:
-            attempt("drafter", lambda: ngram(model.vocab_size, model.context_length, order))
+            attempt("drafter", lambda: look_up(order))
     if small is not None and small.tokenizer is not None and large.tokenizer is not None:
         tables = small.tokenizer, large.tokenizer
         attempt("vocabulary", lambda: tokenizers.check_same_vocabulary(*tables))

@@ -11,8 +11,8 @@ from reference import Settings
 
 from cascades import lookahead, models, rules
 from cascades.decoding import Plan, Request, advance_sequential, compile_plan
+from cascades.decoding.lookup import look_up
 from cascades.distributions import Purpose, gumbel, stream
-from cascades.models.ngram import assisted, ngram
 from cascades.testing import table_model
 from cascades.typing import Model
 
@@ -139,17 +139,19 @@ def kind(name: str) -> tuple[Model, Model, dict, dict]:
     weights = large.init(first)
     weights["final_norm"]["scale"] *= 4
     if name == "ngram":
-        return large, ngram(32, CONTEXT, 2), weights, {}
+        return large, models.uniform(32, CONTEXT), weights, {}
     config = models.DecoderConfig(**NARROW, num_layers=1, reads_features=True) if name == "features" else SMALL
     small = models.decoder(config)
     own = small.init(second) | {key: weights[key] for key in ("embed", "head", "final_norm") if key in weights}
-    return large, assisted(small, 2) if name == "assisted" else small, weights, own
+    return large, small, weights, own
 
 
 @functools.cache
 def of_kind(name: str, alone: bool = False, coupling="maximal") -> Lab:
     large, small, *weights = kind(name)
     plan = Plan(large, None if alone else small, rules.lossless, lookahead.fixed(3), K_MAX, 32, coupling=coupling)
+    if name in ("ngram", "assisted") and not alone:
+        plan = plan._replace(lookup=look_up(2, alone=name == "ngram"))
     return Lab(compile_plan(plan), *weights)
 
 

@@ -1,0 +1,57 @@
+"""What is static in a program: models, rule, widths."""
+
+from typing import NamedTuple
+
+from cascades.decoding.lookup import LookUp
+from cascades.decoding.state import Origin
+from cascades.lookahead import DraftLength
+from cascades.rules import Rule
+from cascades.sharding import Layout
+from cascades.speculation import Bonus, Coupling
+from cascades.typing import Model
+
+
+class Plan(NamedTuple):
+    """What is static in a program.
+
+    verifier: scores. drafter: drafts; None decodes with the verifier alone. rule, lookahead: of this run. k_max:
+    longest draft. vocab_size: logits behind it are padding and cut off. eos: ids that end a row. coupling, bonus: see
+    `speculation`.
+    alone: the origin of tokens when there is no drafter. layout: where the verifier lives; None is one device.
+    lookup: a look-up that helps the drafter, or the one model there is.
+    widths: tokens of the verifier passes that are compiled, see `passes`. catch_up: tokens of the pass by which a
+    drafter reads what it has missed. Each of them is one more copy of a model in the program.
+    """
+
+    verifier: Model
+    drafter: Model | None
+    rule: Rule
+    lookahead: DraftLength
+    k_max: int
+    vocab_size: int
+    eos: tuple[int, ...] = ()
+    coupling: Coupling = "maximal"
+    bonus: Bonus = "verifier"
+    alone: Origin = Origin.VERIFIER
+    layout: Layout | None = None
+    lookup: LookUp | None = None
+    widths: tuple[int, ...] = ()
+    catch_up: int = 8
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """Tokens of the verifier passes, ascending, from 1 to k_max + 1: `widths`, or those two where it is empty.
+
+        A round takes the narrowest that holds its longest draft. On accelerators all of them take about as long.
+        """
+        if self.drafter is None or not self.k_max:
+            return (1,)
+        widths = self.widths or (1, self.k_max + 1)
+        assert widths[0] == 1 and widths[-1] == self.k_max + 1 and list(widths) == sorted(set(widths)), widths
+        return widths
+
+
+def fine_widths(k_max: int) -> tuple[int, ...]:
+    """Returns 1, 2, 3, 5, 9, … and k_max + 1: for machines on which a pass takes as long as it has tokens."""
+    powers = [1 + (1 << i) for i in range(k_max.bit_length()) if 1 << i < k_max]
+    return (1, *powers, k_max + 1) if k_max else (1,)
