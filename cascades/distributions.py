@@ -78,27 +78,29 @@ def scaled(logits: Float[Array, "*b v"], sampling: Sampling) -> Float[Array, "*b
     def one_hot(logits: Array) -> Array:
         return (_iota(logits) == argmax(logits)[..., None]).astype(jnp.float32)
 
-    def truncated(probs: Array) -> Array:
-        return jnp.where(cut[..., None], _truncate(probs, sampling), probs)
+    def truncated(weights: Array) -> Array:
+        return jnp.where(cut[..., None], _truncate(weights, sampling), weights)
 
     def sampled(logits: Array) -> Array:
         temperature = jnp.where(cold, 1.0, jnp.minimum(sampling.temperature, _HOTTEST))
         # The largest is taken off first: it stays 0 whatever it is divided by, so that nothing overflows to NaN.
         weights = jnp.exp((logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature[..., None])
+        weights = lax.cond(jnp.any(cut), truncated, lambda weights: weights, weights)
         probs = weights / jnp.sum(weights, axis=-1, keepdims=True)
-        probs = lax.cond(jnp.any(cut), truncated, lambda probs: probs, probs)
         return jnp.where(cold[..., None], one_hot(logits), probs)
 
     return lax.cond(jnp.all(cold), one_hot, sampled, logits)
 
 
 def argmax(values: Float[Array, "*b v"]) -> Int[Array, "*b"]:
-    """Returns the first index of the largest value.
+    """Returns the first index of the largest value; the last index where there is none (NaN).
 
-    By two plain reductions: XLA's own argmax is no vector code on CPUs, and over a sharded axis it moves pairs.
+    By two plain reductions: XLA's own argmax is no vector code on CPUs, and over a sharded axis it moves pairs. Both
+    are of floats, which count to 2^24 exactly: of integers XLA on CPUs makes trees of four programs each.
     """
-    best = jnp.max(values, axis=-1, keepdims=True)
-    return jnp.min(jnp.where(values == best, _iota(values), values.shape[-1] - 1), axis=-1)
+    best, last = jnp.max(values, axis=-1, keepdims=True), values.shape[-1] - 1
+    from_the_end = (last - _iota(values)).astype(jnp.float32)
+    return last - jnp.max(jnp.where(values == best, from_the_end, 0.0), axis=-1).astype(jnp.int32)
 
 
 def entropy(probs: Float[Array, "*b v"]) -> Float[Array, "*b"]:
@@ -147,7 +149,7 @@ def pick(probs: Float[Array, "*b v"], noise: Float[Array, "*b v"]) -> Int[Array,
 
 def draw(probs: Float[Array, "*b v"], keys: Key[Array, "*b"]) -> Int[Array, "*b"]:
     """Returns `pick` with Gumbel noise of `keys`, which is not drawn where every row has one possible token only."""
-    certain = jnp.all(jnp.sum((probs > 0).astype(jnp.int32), axis=-1) <= 1)  # 0 of a row that is NaN, and ends
+    certain = jnp.all(jnp.sum((probs > 0).astype(jnp.float32), axis=-1) <= 1)  # 0 of a row that is NaN, and ends
     return lax.cond(certain, argmax, lambda probs: pick(probs, gumbel(keys, probs.shape[-1])), probs)
 
 
@@ -159,22 +161,26 @@ def _exponentials(logits: Float[Array, "*b v"]) -> tuple[Array, Array, Array]:
     return top, weights, jnp.sum(weights, axis=-1, keepdims=True)
 
 
-def _truncate(probs: Float[Array, "*b v"], sampling: Sampling) -> Float[Array, "*b v"]:
-    size = probs.shape[-1]
-    wanted = jnp.where(sampling.top_k > 0, jnp.minimum(sampling.top_k, size), size).astype(jnp.float32)
-    probs = _keep_largest(probs, jnp.ones_like(probs), wanted)
-    probs = _keep_largest(probs, probs, sampling.top_p * jnp.sum(probs, axis=-1))
-    floor = sampling.min_p * jnp.max(probs, axis=-1)
-    kept = jnp.where(probs >= floor[..., None], probs, 0.0)
-    return kept / jnp.sum(kept, axis=-1, keepdims=True)
+def _truncate(weights: Float[Array, "*b v"], sampling: Sampling) -> Float[Array, "*b v"]:
+    """Top-k, top-p of what is left, min-p: zeros in place of what is cut off. The largest weight is 1."""
+    size = weights.shape[-1]
+    count = jnp.where(sampling.top_k > 0, jnp.minimum(sampling.top_k, size), size).astype(jnp.float32)
+
+    def cut(turn, weights):
+        by_count = turn == 0
+        counted = jnp.where(by_count, 1.0, weights)
+        return _keep_largest(weights, counted, jnp.where(by_count, count, sampling.top_p * jnp.sum(weights, axis=-1)))
+
+    weights = lax.fori_loop(0, 2, cut, weights)  # a loop, so that it is compiled once
+    return jnp.where(weights >= sampling.min_p[..., None], weights, 0.0)
 
 
-def _keep_largest(probs: Array, weights: Array, wanted: Array) -> Array:
-    """Keeps the largest entries, as few as give `wanted` in summed weight, and all that tie with the last."""
-    bits = lax.bitcast_convert_type(probs, jnp.int32)
+def _keep_largest(weights: Array, counted: Array, wanted: Array) -> Array:
+    """Keeps the largest entries, as few as give `wanted` in sums of `counted`, and all that tie with the last."""
+    bits = lax.bitcast_convert_type(weights, jnp.int32)
 
     def enough(threshold: Array) -> Bool[Array, "*b"]:
-        return jnp.sum(jnp.where(bits >= threshold[..., None], weights, 0.0), axis=-1) >= wanted
+        return jnp.sum(jnp.where(bits >= threshold[..., None], counted, 0.0), axis=-1) >= wanted
 
     def halve(_, bounds):
         low, high = bounds  # enough(low) holds, or low is 0; enough(high + 1) does not
@@ -182,10 +188,10 @@ def _keep_largest(probs: Array, weights: Array, wanted: Array) -> Array:
         ok = enough(middle)
         return jnp.where(ok, middle, low), jnp.where(ok, high, middle - 1)
 
+    # Never above the largest, whose bits are those of 1, so that never nothing is kept, though 0 was wanted.
     start = jnp.zeros(wanted.shape, jnp.int32), jnp.full(wanted.shape, _ONE, jnp.int32)
     threshold, _ = lax.fori_loop(0, 30, halve, start)
-    threshold = jnp.minimum(threshold, jnp.max(bits, axis=-1))  # never nothing, though 0 was wanted
-    return jnp.where(bits >= threshold[..., None], probs, 0.0)
+    return jnp.where(bits >= threshold[..., None], weights, 0.0)
 
 
 def _iota(values: Array) -> Array:

@@ -187,7 +187,7 @@ class Decoder(nnx.Module):
         kept = cache.features
         if kept is not None:
             new = x[:, None]
-            kept = kv.write(kept, new, cache.length) if start is None else kv.put(kept, new, start)
+            kept = layers.write(kept, new, cache.length) if start is None else kv.put(kept, new, start)
             kept = constrain(kept, layers.CACHE)
         return x, kv.KVCache(tuple(keys), tuple(values), cache.length + s, kept)
 

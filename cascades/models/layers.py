@@ -22,8 +22,6 @@ from cascades.typing import Array, Bool, Float, Int
 CACHE = ("batch", "kv_heads", None, None)
 # Finite, so that a row that sees nothing (padding) gives a uniform softmax and not NaN.
 MASKED = -1e30
-# Up to so many tokens are written to a narrow cache by selects on CPUs: the passes of a decoding loop.
-_SELECTED_TOKENS = 16
 
 
 def parameter(
@@ -210,30 +208,30 @@ def placed(buffer: kv.Buffer, constrain: Constrain) -> kv.Buffer:
 
 
 def append(buffer: kv.Buffer, new: Float[Array, "b g s h"], length: Int[Array, " b"]) -> kv.Buffer:
-    """`cache.append`, written so that XLA on CPUs makes no copy of the buffer.
+    """`cache.append`, written so that XLA on CPUs makes no copy of the buffer."""
+    if isinstance(buffer, kv.Int8Buffer):
+        return jax.tree.map(lambda old, part: write(old, part, length), buffer, kv.quantized(new))
+    return write(buffer, new, length)
+
+
+def write(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
+    """`cache.write` as in `append`.
 
     A scatter of one token becomes an update that is repeated inside the products that read the buffer, each time on
     a copy of all of it. So a single token is written twice: the second one lands behind the row's new length, or is
     dropped. A scatter into bfloat16 goes through float32 copies of every buffer; one pass of selects does not.
     """
-    if isinstance(buffer, kv.Int8Buffer):
-        return jax.tree.map(lambda old, part: _append(old, part, length), buffer, kv.quantized(new))
-    return _append(buffer, new, length)
-
-
-def _append(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
-    if buffer.dtype != jnp.float32 and new.shape[2] <= _SELECTED_TOKENS:
-        return lax.platform_dependent(buffer, new, length, cpu=_append_by_selects, default=kv.write)
+    if buffer.dtype != jnp.float32:
+        return lax.platform_dependent(buffer, new, length, cpu=_write_by_select, default=kv.write)
     if buffer.shape[0] * new.shape[2] == 1:
         new = jnp.concatenate([new, new], axis=2)
     return kv.write(buffer, new, length)
 
 
-def _append_by_selects(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
-    behind = jnp.arange(buffer.shape[2], dtype=jnp.int32)[None, :] - length[:, None]
-    behind = jnp.expand_dims(behind, (1, *range(3, buffer.ndim)))
-    new = new.astype(buffer.dtype)
-    for token in range(new.shape[2]):
-        buffer = jnp.where(behind == token, new[:, :, token : token + 1], buffer)
+def _write_by_select(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
+    token = jnp.arange(buffer.shape[2], dtype=jnp.int32)[None, :] - length[:, None]
+    token = jnp.expand_dims(token, (1, *range(3, buffer.ndim)))
+    written = jnp.take_along_axis(new.astype(buffer.dtype), jnp.maximum(token, 0), axis=2, mode="clip")
+    buffer = jnp.where((token >= 0) & (token < new.shape[2]), written, buffer)
     # XLA of jax 0.12 would select once more inside what reads the buffer, and for that keep a copy of the old one.
     return lax.optimization_barrier(buffer)
