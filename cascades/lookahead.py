@@ -257,7 +257,7 @@ def verifier_guided(memory: float = 0.97, prior: float = 2.0, patience: int = 8,
         ahead = jnp.arange(state.verify.shape[1], dtype=jnp.int32)[None, :] - (drafted.index + 1)
         # Sums over 0 .. ahead of powers of the mean, without dividing by 1 - mean.
         powers = jnp.where(ahead >= 0, mean[:, None] ** jnp.maximum(ahead, 0).astype(jnp.float32), 0.0)
-        tokens = survival[:, None] * jnp.cumsum(powers, axis=1)
+        tokens = survival[:, None] * _running_sum(powers)
         passed = state.verify - _lookup(state.verify, drafted.index)[:, None]
         value = tokens - speed * (passed + jnp.maximum(ahead, 0).astype(jnp.float32) * state.draft[:, None])
         now = jnp.max(jnp.where(ahead == 0, value, 0.0), axis=1)
@@ -299,7 +299,7 @@ def verifier_guided(memory: float = 0.97, prior: float = 2.0, patience: int = 8,
 def _best_fixed(state: Guided, mean: Float[Array, " b"]) -> Float[Array, " b"]:
     """Tokens per unit of time of the best fixed length from 1, if each draft is accepted with probability `mean`."""
     k = jnp.arange(state.verify.shape[1], dtype=jnp.float32)[None, :]
-    tokens = jnp.cumsum(mean[:, None] ** k, axis=1)
+    tokens = _running_sum(mean[:, None] ** k)
     return jnp.max((tokens / (k * state.draft[:, None] + state.verify))[:, 1:], axis=1, initial=0.0)
 
 
@@ -313,8 +313,14 @@ def _trust(state: Guided) -> Float[Array, " b"]:
     return jnp.minimum((state.right + 0.5 * jnp.sqrt(state.judged)) / state.kept, 1.0)
 
 
+def _running_sum(x: Float[Array, "b m"]) -> Float[Array, "b m"]:
+    """The cumulative sum of a few numbers, as one reduction: XLA on CPUs makes several programs of its own."""
+    number = jnp.arange(x.shape[1], dtype=jnp.int32)
+    return jnp.sum(jnp.where(number[None, None, :] <= number[None, :, None], x[:, None, :], 0.0), axis=2)
+
+
 def _bin(confidence: Float[Array, "*b"]) -> Int[Array, "*b"]:
-    return jnp.searchsorted(jnp.asarray(_EDGES, jnp.float32), confidence, side="right").astype(jnp.int32)
+    return jnp.sum(confidence[..., None] >= jnp.asarray(_EDGES, jnp.float32), axis=-1, dtype=jnp.int32)
 
 
 def _lookup(table: Float[Array, "b bins"], index: Array) -> Float[Array, " b"]:
