@@ -7,12 +7,18 @@ import pathlib
 import jax
 import pytest
 import tiny
-from jax.experimental.compilation_cache import compilation_cache
 
 # What is printed should not hang on where the tests run.
 os.environ["TERM"] = "xterm"
 for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
     os.environ.pop(name, None)
+
+# Programs of tests run for milliseconds and compile for seconds: with these flags for a third of them. Processes that
+# tests start inherit them. `XLA_FLAGS= python -m pytest` compiles as users do.
+QUICK = "--xla_backend_optimization_level=0"
+if jax.__version_info__ < (0, 11):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"  # a flag that later versions no longer have
+os.environ.setdefault("XLA_FLAGS", QUICK)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -42,17 +48,12 @@ def tiny_files(tmp_path_factory):
         yield files
 
 
-@pytest.fixture(scope="module")
-def compiled_once(tiny_files):
-    """Lets launches of a module that need the same program share it; leaves jax's cache as it was."""
-    before = {name: jax.config.values[name] for name in tiny.CACHING}
-    for name, value in tiny.CACHING.items():
-        jax.config.update(name, f"{tiny_files.home}/compiled" if name.endswith("dir") else value)
-    compilation_cache.reset_cache()
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Tests that need the same program share it, also those of other modules."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -30,9 +30,8 @@ GUMBEL = {"COUPLING": "gumbel", "BONUS": "target"}
 
 
 @pytest.fixture(scope="module")
-def decode(tiny_files, compiled_once, tmp_path_factory):
+def decode(tiny_files, tmp_path_factory):
     """Returns a function that launches and returns the lines that were written, by prompt. Equal runs run once."""
-    del compiled_once
 
     @functools.cache
     def run(prompts, knobs):
@@ -114,8 +113,7 @@ def test_the_methods_mix_what_they_should(decode):
     assert {origin for line in seen["token_cascade"] for origin in line["origins"]} == ORIGINS["token_cascade"]
 
 
-def test_the_configuration_is_kept_beside_the_results(tiny_files, compiled_once, tmp_path):
-    del compiled_once
+def test_the_configuration_is_kept_beside_the_results(tiny_files, tmp_path):
     assert (
         tiny.launch(
             *tiny.pair(tiny_files, METHOD="verifier_only", MAX_NEW_TOKENS=3, SEED=5),
@@ -135,8 +133,7 @@ def _decode():
     return decode
 
 
-def test_other_fields_of_a_prompt_come_along(tiny_files, compiled_once, tmp_path):
-    del compiled_once
+def test_other_fields_of_a_prompt_come_along(tiny_files, tmp_path):
     entries = [{"id": 7, "question": "the"}, {"turns": ["the", "more"]}, "the"]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     knobs = tiny.pair(tiny_files, METHOD="verifier_only", MAX_NEW_TOKENS=3)
@@ -146,8 +143,7 @@ def test_other_fields_of_a_prompt_come_along(tiny_files, compiled_once, tmp_path
     assert [line.get("input") for line in written] == [{"id": 7, "question": "the"}, {"turns": ["the", "more"]}, None]
 
 
-def test_shards_decode_what_the_whole_would(tiny_files, compiled_once, tmp_path, capsys):
-    del compiled_once
+def test_shards_decode_what_the_whole_would(tiny_files, tmp_path, capsys):
     entries = ["the", "a small", "the", {"prompt": ""}, "the"]  # equal ones get different samples
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     knobs = tiny.pair(tiny_files, METHOD="verifier_only", MAX_NEW_TOKENS=8, TEMPERATURE=1.0, BATCH_SIZE=2)
@@ -166,8 +162,7 @@ def test_shards_decode_what_the_whole_would(tiny_files, compiled_once, tmp_path,
     assert "--shard must be I/N" in capsys.readouterr().err
 
 
-def test_a_second_run_appends(tiny_files, compiled_once, tmp_path):
-    del compiled_once
+def test_a_second_run_appends(tiny_files, tmp_path):
     file = tmp_path / "answers.jsonl"
     file.write_text('{"text": "old"}\n{"text": "torn')
     knobs = tiny.pair(tiny_files, METHOD="verifier_only", MAX_NEW_TOKENS=3)
@@ -237,8 +232,7 @@ def test_the_ends_of_a_token_cascade(decode):
     assert tokens(decode(ALPHA=0.0, **knobs)) == tokens(decode(METHOD="verifier_only"))
 
 
-def test_equal_prompts_are_sampled_apart(tiny_files, compiled_once, tmp_path):
-    del compiled_once
+def test_equal_prompts_are_sampled_apart(tiny_files, tmp_path):
     file = tmp_path / "out.jsonl"
     knobs = tiny.pair(tiny_files, METHOD="verifier_only", TEMPERATURE=1.0)
     assert tiny.launch(*knobs, "--prompt=the", "--prompt=the", f"--output={file}") == 0
@@ -249,8 +243,7 @@ def test_equal_prompts_are_sampled_apart(tiny_files, compiled_once, tmp_path):
 # What a person sees.
 
 
-def test_the_text_goes_to_stdout_and_the_rest_to_stderr(tiny_files, compiled_once, capsys, tmp_path):
-    del compiled_once
+def test_the_text_goes_to_stdout_and_the_rest_to_stderr(tiny_files, capsys, tmp_path):
     knobs = tiny.pair(tiny_files, METHOD="verifier_only", BATCH_SIZE=2)
     file = tmp_path / "out.jsonl"
     assert tiny.launch(*knobs, "--prompt=the", "--prompt=lazy\ndog", "--prompt=12", f"--output={file}") == 0
@@ -263,8 +256,7 @@ def test_the_text_goes_to_stdout_and_the_rest_to_stderr(tiny_files, compiled_onc
     assert err.startswith("verifier_only: ") and "tok/s" in err and "all 3" in err and "compiled in" in err
 
 
-def test_one_prompt_alone_is_the_whole_output(tiny_files, compiled_once, capsys, tmp_path):
-    del compiled_once
+def test_one_prompt_alone_is_the_whole_output(tiny_files, capsys, tmp_path):
     file = tmp_path / "out.jsonl"
     for method in ("verifier_only", "sequence_cascade"):
         knobs = tiny.pair(tiny_files, METHOD=method, ALPHA=1e3 if method == "sequence_cascade" else 0.1)
@@ -272,8 +264,7 @@ def test_one_prompt_alone_is_the_whole_output(tiny_files, compiled_once, capsys,
         assert capsys.readouterr().out == tiny.lines(file)[-1]["text"] + "\n"
 
 
-def test_a_context_ends_an_answer(tiny_files, compiled_once, tmp_path):
-    del compiled_once
+def test_a_context_ends_an_answer(tiny_files, tmp_path):
     file = Path(tmp_path / "out.jsonl")
     for knobs in ({"CONTEXT": 16, "MAX_NEW_TOKENS": 200}, {"CONTEXT": None, "MAX_NEW_TOKENS": 400}):
         arguments = tiny.pair(tiny_files, METHOD="verifier_only", IGNORE_EOS=True, **knobs)

@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import tiny
 
-FAST = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles in half the time
 COLOURS = {"32": "draft", "33": "rule", "31": "correction", "36": "bonus"}
 
 
@@ -29,7 +28,7 @@ def start(files, *arguments, **options):
         "text": True,
     } | options
     return subprocess.Popen(
-        tiny.command(*arguments), env=tiny.environment(files) | FAST, cwd=Path(files.verifier).parent, **settings
+        tiny.command(*arguments), env=tiny.environment(files), cwd=Path(files.verifier).parent, **settings
     )
 
 
@@ -131,7 +130,7 @@ def plain(text):
 def test_a_conversation(tiny_files, tmp_path):
     file = tmp_path / "answers.jsonl"
     knobs = tiny.pair(tiny_files, VERIFIER=tiny_files.chat, K_MAX=1, MAX_NEW_TOKENS=40, ALPHA=0.5, IGNORE_EOS=True)
-    env = tiny.environment(tiny_files) | FAST
+    env = tiny.environment(tiny_files)
     terminal = Terminal(tiny.command(*knobs, f"--output={file}"), env)
     hello = terminal.read_until(r"> (\x1b\[0m)?$")
     assert "Type a prompt" in hello and "verifier's correction" in hello
@@ -164,7 +163,7 @@ def test_a_conversation(tiny_files, tmp_path):
 def test_one_prompt_at_a_terminal_and_an_interrupt(tiny_files):
     knobs = tiny.pair(tiny_files, METHOD="verifier_only", MAX_NEW_TOKENS=300, IGNORE_EOS=True)
     prompts = [f"--prompt=the {i}" for i in range(60)]
-    terminal = Terminal(tiny.command(*knobs, "--gin.BATCH_SIZE=1", *prompts), tiny.environment(tiny_files) | FAST)
+    terminal = Terminal(tiny.command(*knobs, "--gin.BATCH_SIZE=1", *prompts), tiny.environment(tiny_files))
     terminal.read_until(r"\[2/60\] the 1(\x1b\[0m)?\r\n.*\x1b\[34m")
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.end() == 130

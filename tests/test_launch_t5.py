@@ -46,9 +46,8 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def decode(models, compiled_once, tmp_path):
+def decode(models, tmp_path):
     """Returns a function that launches and returns the lines that were written, by prompt."""
-    del compiled_once
 
     def run(**knobs):
         output = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"

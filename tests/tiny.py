@@ -206,11 +206,6 @@ def write_folder(folder: Path, params: dict, tokenizer: tokenizers.Tokenizer) ->
 # Running the launcher.
 
 PATIENCE = 600  # seconds; on the busiest machine only a process that hangs takes longer
-CACHING = {
-    "jax_compilation_cache_dir": None,
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_disable_most_optimizations": True,  # these programs run for milliseconds and compile for seconds
-}
 
 
 def knobs(**values) -> list[str]:

@@ -56,8 +56,7 @@ LINES = [
 BAD = [1, 2, 4, 5, 6, 7, 8]
 
 
-def test_bad_lines_cost_no_answer(tiny_files, compiled_once, tmp_path, capsys):
-    del compiled_once
+def test_bad_lines_cost_no_answer(tiny_files, tmp_path, capsys):
     good = [line for at, line in enumerate(LINES) if at not in BAD]
     for name, lines in (("all", LINES), ("good", good)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
@@ -110,8 +109,7 @@ def test_only_prompts_that_are_too_long(tiny_files, no_compile, tmp_path, capsys
     assert code == 2
 
 
-def test_a_template_that_refuses_and_a_context_that_is_small(tiny_files, compiled_once, tmp_path, capsys, monkeypatch):
-    del compiled_once
+def test_a_template_that_refuses_and_a_context_that_is_small(tiny_files, tmp_path, capsys, monkeypatch):
     from cascades.errors import UserError
     from cascades.tokenizers import Tokenizer
 
@@ -151,8 +149,7 @@ def others(tiny_files, tmp_path_factory):
     return folder
 
 
-def test_a_verifier_that_says_nan(tiny_files, others, compiled_once, tmp_path, capsys):
-    del compiled_once
+def test_a_verifier_that_says_nan(tiny_files, others, tmp_path, capsys):
     prompts = ["--prompt=the quick", "--prompt=a sixth", "--prompt=lazy"]
     knobs = ALONE | {"BATCH_SIZE": 3}
     code, *_ = launch(capsys, *tiny.pair(tiny_files, **knobs), *prompts, f"--output={tmp_path}/sound.jsonl")
@@ -171,8 +168,7 @@ def test_a_verifier_that_says_nan(tiny_files, others, compiled_once, tmp_path, c
 
 
 @pytest.mark.parametrize("method", ["speculative", "token_cascade", "sequence_cascade", "drafter_only"])
-def test_a_drafter_that_says_nan(tiny_files, others, compiled_once, tmp_path, capsys, method):
-    del compiled_once
+def test_a_drafter_that_says_nan(tiny_files, others, tmp_path, capsys, method):
     prompts = ["--prompt=the quick", "--prompt=lazy"]
     common = {**ALONE, "K_MAX": 2, "MAX_NEW_TOKENS": 8}
     launch(capsys, *tiny.pair(tiny_files, **common), *prompts, f"--output={tmp_path}/alone.jsonl")
@@ -191,8 +187,7 @@ def test_a_drafter_that_says_nan(tiny_files, others, compiled_once, tmp_path, ca
     }
 
 
-def test_a_drafter_with_a_short_context(tiny_files, others, compiled_once, tmp_path, capsys):
-    del compiled_once
+def test_a_drafter_with_a_short_context(tiny_files, others, tmp_path, capsys):
     prompts = ["--prompt=the quick", f"--prompt={LONG[:150]}"]
     common = {"K_MAX": 2, "MAX_NEW_TOKENS": 90, "BATCH_SIZE": 2, "DRAFTER": str(others / "short"), "ALPHA": 0.0}
     found = {}
@@ -219,8 +214,7 @@ def test_a_drafter_with_a_short_context(tiny_files, others, compiled_once, tmp_p
 # The function itself, and what is shown.
 
 
-def test_the_function_raises_once_all_is_done(tiny_files, compiled_once, tmp_path):
-    del compiled_once
+def test_the_function_raises_once_all_is_done(tiny_files, tmp_path):
     output = str(tmp_path / "out.jsonl")
     with pytest.raises(Unanswered, match="1 of 2 prompts have no whole answer; the first: prompt 2 of 2 has") as caught:
         knobs = {"method": "verifier_only", "lookahead": fixed(2), "max_new_tokens": 8}

@@ -18,9 +18,6 @@ PROMPTS = [" ".join(words) for words in (("the", "quick"), ("a", "small"), ("12"
 PROMPTS += [f"{prompt} {number}" for prompt in PROMPTS for number in range(7)]
 
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
 def distill(*arguments):
     """Runs the launcher in this process; returns its exit code."""
     return tiny.call("cascades.experiments.distill.distill", "--config=configs/distill.gin", *arguments)

@@ -9,8 +9,6 @@ import tiny
 WORDS = ("red", "green", "blue", "one", "two", "three")
 GERMAN = dict(zip(WORDS, ("rot", "grün", "blau", "eins", "zwei", "drei"), strict=True))
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 def train(*arguments):
     """Runs the launcher in this process; returns its exit code."""
