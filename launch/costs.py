@@ -1,6 +1,7 @@
 """Times a pair's passes: a drafter step, the verifier at each width, and whole rounds against the sum of their passes.
 
-  python launch/costs.py --config=configs/costs.gin --gin.VERIFIER="'path-or-uri'" --gin.DRAFTER="'path-or-uri'"
+  python launch/costs.py --config=configs/costs.gin
+  python launch/costs.py --config=configs/pairs/custom.gin --gin.VERIFIER="'path-or-uri'" --gin.DRAFTER="'path-or-uri'"
 
 It says from which acceptance on drafting k tokens pays here, and prints COSTS for runs that must not measure them anew.
 """

@@ -4,7 +4,7 @@
   python launch/decode.py --config=configs/decode.gin --input=prompts.jsonl --output=answers.jsonl --gin.BATCH_SIZE=8
   python launch/decode.py --config=configs/pairs/custom.gin --gin.VERIFIER="'path-or-uri'" --gin.DRAFTER="'path-or-uri'"
 
-With neither --prompt nor --input it asks at the terminal. Knobs are set as --gin.NAME=VALUE; the config lists them.
+With neither --prompt nor --input it asks at the terminal. Knobs are set as --gin.NAME=VALUE.
 
 A prompt, or a line of the input, that cannot be decoded is told in one sentence and gets a line with "error" in the
 output; the others get their answers. The exit code is 0 if all have one, 2 if some have none or nothing could be run,

@@ -2,7 +2,7 @@
 
   python launch/decode.py --config=configs/decode.gin --gin.METHOD="'verifier_only'" --input=prompts.jsonl \\
     --output=answers.jsonl
-  python launch/distill.py --config=configs/distill.gin --gin.INPUT="'answers.jsonl'"
+  python launch/distill.py --config=configs/distill.gin --gin.INPUT="'answers.jsonl'" --gin.KIND="@eagle()"
   python launch/decode.py --config=configs/decode.gin --gin.DRAFTER="'results/distill/drafter'" --prompt="Hello!"
 
 The same command goes on where a run was killed.

@@ -2,6 +2,7 @@
 
   python launch/plan.py --config=configs/plan.gin --topology=v5e:2x4
   python launch/plan.py --config=configs/plan.gin --topology=v5e:2x4,v5p:2x2x1,v6e:2x4 --gin.VERIFIER="'gemma2_27b'"
+  python launch/plan.py --config=configs/tpu/gemma2_2b_9b.gin --topology=v6e:2x4
   python launch/plan.py --config=configs/plan.gin --topology=all --output=plan.jsonl
 
 Needs libtpu: pip install -e '.[tpu]'.

@@ -2,10 +2,11 @@
 
   python launch/sweep.py --config=configs/sweep.gin
   python launch/sweep.py --config=configs/sweep.gin --gin.RULES="[@lossless, (@diff, (-0.1, 0.0, 0.2))]"
+  python launch/sweep.py --config=configs/pairs/gemma2_2b_9b.gin --gin.SCORE=@rouge_l
   python launch/sweep.py --config=configs/sweep.gin --input=prompts.jsonl --output_dir=results/mine --gin.BATCH_SIZE=8
 
 What is finished is kept: after Ctrl-C the same command goes on, and with further thresholds it adds them. Knobs are set
-as --gin.NAME=VALUE; the config file lists them.
+as --gin.NAME=VALUE.
 """
 
 from absl import flags

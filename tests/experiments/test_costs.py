@@ -2,6 +2,8 @@
 
 import ast
 import math
+import subprocess
+import sys
 
 import pytest
 import tiny
@@ -44,6 +46,24 @@ def test_an_ngram_drafter_is_timed_too(tiny_files):
     assert [row.k for row in module.measure(engine, "the quick", 1).rows] == [0, 1]
 
 
+@pytest.mark.slow
+def test_a_pair_on_a_mesh_is_timed_without_compiling(tiny_files, tmp_path):
+    """A pair's file gives the mesh; a pass alone is no dearer than the round that it is part of, give or take."""
+    text = f"VERIFIER = {tiny_files.verifier!r}\nDRAFTER = {tiny_files.drafter!r}\nMESH = (1, None)\nBATCH_SIZE = 1\n"
+    (tmp_path / "pair.gin").write_text(text)
+    command = [sys.executable, str(tiny.ROOT / "launch" / "costs.py"), f"--config={tmp_path}/pair.gin"]
+    flags = "--xla_force_host_platform_device_count=2"
+    done = subprocess.run(
+        [*command, *tiny.knobs(K_MAX=1, REPEATS=1, CONTEXT=128, PROMPT="the quick")],
+        env=tiny.environment(tiny_files) | {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    draft, _ = ast.literal_eval(done.stdout.split('--gin.COSTS="')[1].split('"')[0])
+    assert 0 < draft < 30  # to compile one takes hundreds of rounds
+
+
 @pytest.mark.parametrize(
     ("knobs", "sentence"),
     [
@@ -52,6 +72,9 @@ def test_an_ngram_drafter_is_timed_too(tiny_files):
         ({"verifier": ""}, "VERIFIER must be a path or URI"),
         ({"k_max": 0}, "K_MAX must be a whole number from 1"),
         ({"prompt": " "}, "PROMPT must be some text"),
+        ({"mesh": (1, 64)}, "a mesh of 1 x 64 needs 64 devices"),
+        ({"weights": "int4"}, "WEIGHTS must be 'int8' or 'w8a8' or None, not 'int4'"),
+        ({"dtype": "float16"}, "DTYPE must be one of"),
     ],
 )
 def test_a_bad_knob_is_refused_before_a_model_is_loaded(monkeypatch, knobs, sentence):

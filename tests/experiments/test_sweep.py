@@ -275,6 +275,9 @@ def test_a_row_is_limited_by_the_smaller_context(run, calls, tmp_path, monkeypat
         ({"input": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"output_dir": ""}, "OUTPUT_DIR must be a folder"),
         ({"drafter": None}, "needs a drafter"),
+        ({"mesh": (3, 1), "batch_size": 4}, "BATCH_SIZE must be a multiple of the 3 ways that MESH splits a batch"),
+        ({"mesh": (1, 64)}, "a mesh of 1 x 64 needs 64 devices"),
+        ({"drafter_strategy": "pipe"}, "DRAFTER_STRATEGY must be one of"),
     ],
 )
 def test_a_bad_knob_is_refused_before_a_model_is_loaded(run, monkeypatch, knobs, sentence):

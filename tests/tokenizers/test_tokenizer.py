@@ -68,3 +68,16 @@ def test_a_tokenizer_must_fit_into_its_preset(write_gguf, gpt2_keys, monkeypatch
     monkeypatch.setitem(presets.PRESETS, "small", dataclasses.replace(small, vocab_size=100))
     with pytest.raises(UserError, match="the 100 tokens of preset small"):
         tokenizers.load(path, "small")
+
+
+def test_a_preset_beside_a_config_asks_nothing_of_the_tokenizer(write_gguf, gpt2_keys, monkeypatch, tmp_path):
+    """Released Gemma 3 has a token more than the logits of its smallest sizes."""
+    small = presets.preset("smollm2_135m")
+    monkeypatch.setitem(presets.PRESETS, "small", dataclasses.replace(small, vocab_size=100))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_gguf(**gpt2_keys).rename(folder / "tokenizer.gguf")
+    with pytest.raises(UserError, match="the 100 tokens of preset small"):
+        tokenizers.load(folder, "small")
+    (folder / "config.json").write_text("{}")
+    assert tokenizers.load(folder, "small").vocab_size > 100
