@@ -101,19 +101,3 @@ def put(buffer: Array, new: Array, start: Int[Array, ""] | int) -> Array:
 def rewind(cache, length: Int[Array, " b"]):
     """Returns the cache cut to `length` tokens a row: nothing moves, entries behind are overwritten later."""
     return cache._replace(length=length)
-
-
-def scrub(cache):
-    """Returns the cache with zeros behind every row's length.
-
-    What lies there is never attended to, yet a weight of 0 times NaN is NaN: a token that the model cannot score must
-    leave nothing behind once it is taken back. Of any cache whose buffers are `[b, _, t, …]`.
-    """
-
-    def clean(buffer):
-        if buffer.ndim < 3 or not jnp.issubdtype(buffer.dtype, jnp.floating):
-            return buffer
-        live = jnp.arange(buffer.shape[2], dtype=jnp.int32)[None, :] < cache.length[:, None]
-        return jnp.where(jnp.expand_dims(live, (1, *range(3, buffer.ndim))), buffer, 0)
-
-    return jax.tree.map(clean, cache)

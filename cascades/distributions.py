@@ -75,21 +75,20 @@ def scaled(logits: Float[Array, "*b v"], sampling: Sampling) -> Float[Array, "*b
     cut = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
     cut &= ~cold
 
-    def one_hot(logits: Array) -> Array:
-        return (_iota(logits) == argmax(logits)[..., None]).astype(jnp.float32)
+    top = jnp.max(logits, axis=-1, keepdims=True)
 
     def truncated(weights: Array) -> Array:
         return jnp.where(cut[..., None], _truncate(weights, sampling), weights)
 
-    def sampled(logits: Array) -> Array:
+    def weighed(logits: Array) -> Array:
         temperature = jnp.where(cold, 1.0, jnp.minimum(sampling.temperature, _HOTTEST))
         # The largest is taken off first: it stays 0 whatever it is divided by, so that nothing overflows to NaN.
-        weights = jnp.exp((logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature[..., None])
-        weights = lax.cond(jnp.any(cut), truncated, lambda weights: weights, weights)
-        probs = weights / jnp.sum(weights, axis=-1, keepdims=True)
-        return jnp.where(cold[..., None], one_hot(logits), probs)
+        weights = jnp.exp((logits - top) / temperature[..., None])
+        return lax.cond(jnp.any(cut), truncated, lambda weights: weights, weights)
 
-    return lax.cond(jnp.all(cold), one_hot, sampled, logits)
+    weights = lax.cond(jnp.all(cold), lambda logits: logits, weighed, logits)
+    one_hot = (_iota(logits) == argmax(logits)[..., None]).astype(jnp.float32)
+    return jnp.where(cold[..., None], one_hot, weights / jnp.sum(weights, axis=-1, keepdims=True))
 
 
 def argmax(values: Float[Array, "*b v"]) -> Int[Array, "*b"]:
@@ -142,15 +141,17 @@ def gumbel(keys: Key[Array, "*b"], size: int) -> Float[Array, "*b v"]:
     return draws.reshape(*keys.shape, size)
 
 
-def pick(probs: Float[Array, "*b v"], noise: Float[Array, "*b v"]) -> Int[Array, "*b"]:
-    """Returns argmax(log probs + noise): a sample from `probs` if `noise` is Gumbel (the Gumbel-max trick)."""
-    return argmax(jnp.log(probs) + noise)
-
-
 def draw(probs: Float[Array, "*b v"], keys: Key[Array, "*b"]) -> Int[Array, "*b"]:
-    """Returns `pick` with Gumbel noise of `keys`, which is not drawn where every row has one possible token only."""
+    """Returns argmax(log probs + Gumbel noise of `keys`), a sample of `probs` (the Gumbel-max trick).
+
+    No noise is made where every row has one possible token only.
+    """
     certain = jnp.all(jnp.sum((probs > 0).astype(jnp.float32), axis=-1) <= 1)  # 0 of a row that is NaN, and ends
-    return lax.cond(certain, argmax, lambda probs: pick(probs, gumbel(keys, probs.shape[-1])), probs)
+
+    def noisy(probs: Array) -> Array:
+        return jnp.log(probs) + gumbel(keys, probs.shape[-1])
+
+    return argmax(lax.cond(certain, lambda probs: probs, noisy, probs))
 
 
 def _exponentials(logits: Float[Array, "*b v"]) -> tuple[Array, Array, Array]:

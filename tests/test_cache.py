@@ -63,23 +63,6 @@ def test_an_int8_buffer_is_written_like_another_and_is_within_half_a_step():
     assert float(jnp.max(jnp.abs(back - expected))) > 0
 
 
-def test_scrub_leaves_the_rows_and_nothing_behind_them():
-    shape = BATCH, HEADS, SLOTS, SIZE
-    length = jnp.asarray([0, 2, 5, SLOTS], jnp.int32)
-    live = np.arange(SLOTS)[None] < np.asarray(length)[:, None]
-    spoilt = jnp.where(live[:, None, :, None], numbers(SLOTS, 1), jnp.nan)
-    for dtype in (jnp.float32, jnp.bfloat16):
-        cache = caches.KVCache((spoilt.astype(dtype),), (spoilt.astype(dtype),), length, spoilt[:, :1].astype(dtype))
-        clean = caches.scrub(cache)
-        for found, given in zip(jax.tree.leaves(clean[:2]), jax.tree.leaves(cache[:2]), strict=True):
-            np.testing.assert_array_equal(found, jnp.where(live[:, None, :, None], given, 0))
-        np.testing.assert_array_equal(clean.features, jnp.where(live[:, None, :, None], cache.features, 0))
-        np.testing.assert_array_equal(clean.length, length)
-    packed = caches.KVCache((caches.quantized(spoilt),), (caches.quantized(spoilt),), length)
-    scale = np.asarray(caches.scrub(packed).keys[0].scale)
-    assert np.isnan(packed.keys[0].scale).any() and np.isfinite(scale).all() and scale.shape == shape[:3]
-
-
 def test_int8_keeps_nan_and_infinity_apart_from_zeros():
     for value in (jnp.nan, jnp.inf, -jnp.inf):
         new = numbers(2, 1).at[0, 0, 1, 2].set(value).at[1, 1, 0].set(0.0)

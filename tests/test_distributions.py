@@ -93,12 +93,20 @@ def test_distances():
     np.testing.assert_array_equal(distributions.at(jnp.asarray(a), jnp.asarray(index)), a[np.arange(100), index])
 
 
-def test_pick_with_gumbel_noise_samples():
+def test_draws_follow_the_distribution():
     probs = jnp.asarray([0.5, 0.0, 0.3, 0.2], jnp.float32)
-    noise = distributions.gumbel(jax.random.split(jax.random.key(0), 20_000), 4)
-    tokens = distributions.pick(jnp.broadcast_to(probs, noise.shape), noise)
+    tokens = distributions.draw(jnp.broadcast_to(probs, (20_000, 4)), jax.random.split(jax.random.key(0), 20_000))
     statistic, freedom = chi_square(np.bincount(tokens, minlength=4), np.asarray(probs, np.float64))
     assert stats.chi2.sf(statistic, freedom) > 1e-3
+
+
+def test_a_draw_is_the_argmax_of_log_probability_and_noise_also_beside_a_certain_row():
+    probs = jnp.asarray([[0.5, 0.0, 0.3, 0.2], [0.0, 0.0, 1.0, 0.0]], jnp.float32)
+    for seed in range(20):
+        keys = jax.random.split(jax.random.key(seed), 2)
+        noise = distributions.gumbel(keys, 4)
+        np.testing.assert_array_equal(distributions.draw(probs, keys), jnp.argmax(jnp.log(probs) + noise, axis=1))
+        np.testing.assert_array_equal(distributions.draw(probs[1:], keys[1:]), 2)
 
 
 def test_uniform_is_uniform():

@@ -9,7 +9,7 @@ from helpers import ALPHAS, NAMES, RULES
 from reference import Settings
 
 from cascades import rules
-from cascades.distributions import Purpose, Sampling, gumbel, pick, softmax, stream, total_variation
+from cascades.distributions import Purpose, Sampling, argmax, draw, gumbel, softmax, stream, total_variation
 from cascades.speculation import Keys, acceptance, judge, pair_of, residual
 
 KEPT = (Settings(0.0), Settings(0.5), Settings(1.0))
@@ -130,8 +130,7 @@ def test_judge_stops_at_each_rows_length(coupling):
     drafts = np.zeros((64, 3), np.int32)
     if coupling == "gumbel":  # drafts that this coupling keeps: drawn with the noise that judges them
         given, _ = block()
-        noise = gumbel(given["keys"].token[:, :3], 6)
-        drafts = np.asarray(pick(softmax(jnp.asarray(q[:, :3])), noise))
+        drafts = np.asarray(draw(softmax(jnp.asarray(q[:, :3])), given["keys"].token[:, :3]))
     _, out = block(coupling, lengths=lengths, rule=rules.lossless, q=q, p=q, drafts=drafts)
     np.testing.assert_array_equal(out.accepted, lengths)
     assert bool(jnp.all(out.lossless))
@@ -181,7 +180,7 @@ def test_gumbel_acceptance_is_bounded_below():
     rng = np.random.default_rng(8)
     a, b = rng.dirichlet(np.ones(5), size=(2, 12)).astype(np.float32)
     noise = gumbel(jax.random.split(jax.random.key(5), 20_000), 5)[:, None]
-    first, second = (pick(*jnp.broadcast_arrays(jnp.asarray(x)[None], noise)) for x in (a, b))
+    first, second = (argmax(jnp.log(jnp.asarray(x)[None]) + noise) for x in (a, b))
     same = jnp.mean((first == second).astype(jnp.float32), axis=0)
     distance = np.asarray([reference.distance(x, y) for x, y in zip(a, b, strict=True)])
     error = 3 / np.sqrt(20_000)

@@ -159,7 +159,10 @@ def attend(
             query = held + lax.rem(numbers(block, 0), jnp.int32(s))
             seen = slot < held
             seen = seen if window is None else seen & (query - slot < window)
-            softmax_step(products(k_ref[0]), seen, v_ref[0], most[:, :1], total[:, :1], acc[...])
+            # What lies behind the row may be NaN, of a token that was taken back; a weight of 0 does not silence it.
+            there = step * block + lax.broadcasted_iota(jnp.int32, (block, h), 0) < held
+            values = jnp.where(there, v_ref[0], jnp.zeros_like(v_ref[0]))
+            softmax_step(products(k_ref[0]), seen, values, most[:, :1], total[:, :1], acc[...])
 
         @pl.when(step == pl.num_programs(1) - 1)
         def _():

@@ -13,8 +13,11 @@ from reference import Settings
 
 from cascades import lookahead, models, rules
 from cascades.decoding import FREE, Plan, advance_sequential, compile_plan
+from cascades.decoding.lookup import look_up
+from cascades.decoding.plan import fine_widths
 from cascades.decoding.round import advance
 from cascades.lookahead import given_costs
+from cascades.testing import table_model
 
 
 def test_sweeps_do_not_compile():
@@ -62,23 +65,81 @@ def test_state_is_donated():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(large))
 
 
+SHAPE = {"vocab_size": 32, "d_model": 16, "d_ff": 24, "num_heads": 2, "num_kv_heads": 1, "context_length": 64}
+VERIFIER = models.DecoderConfig(**SHAPE, num_layers=2, head_dim=8)
+DRAFTER = models.DecoderConfig(**SHAPE, num_layers=1, head_dim=6)
+EAGLE = models.DecoderConfig(**SHAPE, num_layers=1, head_dim=6, reads_features=True)
+K_MAX, ROWS = 4, 3
+
+
+def lowered(plan: Plan, step=advance):
+    """The loop of a plan, for a few rows; nothing is compiled."""
+    programs = compile_plan(plan, step)
+    small = plan.drafter.init(jax.random.key(1)) if plan.drafter else {}
+    weights = plan.verifier.init(jax.random.key(0)), small
+    first = plan.lookahead.init(ROWS, given_costs(plan.k_max, 0.2))
+    state = jax.eval_shape(partial(programs.start, slots=64), *weights, request(crowd()[:ROWS]), first)
+    number, stop = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((ROWS,), jnp.bool_)
+    return programs.run.lower(*weights, state, stop, number, number)
+
+
 @pytest.mark.parametrize("step", [advance, advance_sequential])
 def test_no_round_copies_a_cache(step):
     # A `lax.cond` or `lax.switch` around a pass would copy every buffer on the way in and on the way out.
-    shape = {"vocab_size": 32, "d_model": 16, "d_ff": 24, "num_heads": 2, "num_kv_heads": 1, "context_length": 64}
-    verifier = models.decoder(models.DecoderConfig(**shape, num_layers=2, head_dim=8))
-    drafter = models.decoder(models.DecoderConfig(**shape, num_layers=1, head_dim=6))
-    plan = Plan(verifier, drafter, rules.chow, lookahead.verifier_guided(), 4, 32)
-    programs = compile_plan(plan, step)
-    weights = verifier.init(jax.random.key(0)), drafter.init(jax.random.key(1))
-    batch = request(crowd()[:3])
-    state = jax.eval_shape(
-        partial(programs.start, slots=64), *weights, batch, plan.lookahead.init(3, given_costs(4, 0.2))
-    )
-    number = jax.ShapeDtypeStruct((), jnp.int32)
-    stop = jax.ShapeDtypeStruct((3,), jnp.bool_)
-    text = programs.run.lower(*weights, state, stop, number, number).compile().as_text()
+    plan = Plan(models.decoder(VERIFIER), models.decoder(DRAFTER), rules.chow, lookahead.verifier_guided(), K_MAX, 32)
+    text = lowered(plan, step).compile().as_text()
     for heads in (8, 6):
         buffer = rf"f32\[3,1,64,{heads}\]"
         assert re.search(buffer, text)
         assert not re.findall(rf"= {buffer}\S* copy\(", text)
+
+
+def products(config: models.DecoderConfig) -> int:
+    """Of one pass: seven in the weights of a layer and two in its attention, the head, and what a reader fuses."""
+    return 9 * config.num_layers + 1 + config.reads_features
+
+
+@pytest.mark.parametrize("widths", [(), (1, 3, 5), fine_widths(K_MAX)])
+@pytest.mark.parametrize("name", ["plain", "reader", "ngram", "both", "alone"])
+def test_a_program_holds_a_verifier_for_each_width_and_two_drafters(name, widths):
+    verifier = models.decoder(VERIFIER, features=name in ("reader", "both"))
+    config = {"plain": DRAFTER, "reader": EAGLE, "both": EAGLE}.get(name)
+    drafter = models.decoder(config) if config else models.uniform(32, 64) if name == "ngram" else None
+    lookup = look_up(3, alone=name == "ngram") if name in ("ngram", "both") else None
+    plan = Plan(
+        *(verifier, drafter, rules.token_v3, lookahead.verifier_guided(), K_MAX if drafter else 0, 32),
+        **{"bonus": "target", "lookup": lookup, "widths": widths},
+    )
+    passes = len(widths or (1, K_MAX + 1)) if drafter else 1
+    expected = passes * products(VERIFIER) + (2 * products(config) if config else 0)
+    assert lowered(plan).as_text().count("stablehlo.dot_general") == expected
+
+
+@pytest.mark.parametrize("coupling", ["maximal", "gumbel"])
+@pytest.mark.parametrize("rule", [rules.lossless, rules.token_v3])
+def test_a_width_more_costs_a_pass_and_its_verdict_and_a_token_is_chosen_once(coupling, rule):
+    """What draws a token stands twice in a program of two widths: where one is drafted, and behind a block."""
+    model = table_model(8)
+
+    def noises(widths):
+        plan = Plan(model, model, rule, lookahead.fixed(2), K_MAX, 8, coupling=coupling, widths=widths)
+        return len(re.findall(r"call @_gumbel", lowered(plan).as_text()))
+
+    assert noises(()) == (2 if coupling == "maximal" else 4)  # the gumbel coupling draws to judge, too
+    assert noises((1, 3, 5)) == (2 if coupling == "maximal" else 6)
+
+
+def test_the_widths_of_a_plan():
+    assert [fine_widths(k) for k in (0, 1, 2, 4, 5, 8)] == [
+        (1,),
+        (1, 2),
+        (1, 2, 3),
+        (1, 2, 3, 5),
+        (1, 2, 3, 5, 6),
+        (1, 2, 3, 5, 9),
+    ]
+    plan = Plan(table_model(8), table_model(8), rules.lossless, lookahead.fixed(2), K_MAX, 8)
+    assert plan.passes == (1, 5) and plan._replace(widths=(1, 2, 5)).passes == (1, 2, 5)
+    assert plan._replace(drafter=None).passes == (1,) and plan._replace(k_max=0).passes == (1,)
+    with pytest.raises(AssertionError):
+        _ = plan._replace(widths=(1, 4)).passes

@@ -77,6 +77,17 @@ def test_passes_of_other_widths(s):
     compare(found, plain(*given, length, None, None), length, s, jnp.bfloat16)
 
 
+@pytest.mark.parametrize("window", [None, 40])
+def test_nan_behind_a_row_is_not_attended_to(window):
+    """A draft that the model could not read has left it there."""
+    *given, keys, values = arrays(128, jnp.float32)
+    length = jnp.asarray([0, 7, 64, 100, 119, 123], jnp.int32)
+    behind = jnp.arange(128, dtype=jnp.int32)[None, None, :, None] >= length[:, None, None, None]
+    spoilt = [jnp.where(behind, jnp.nan, buffer) for buffer in (keys, values)]
+    found = decode_attention.placed(None, interpret=True)(*given, *spoilt, length, window=window, cap=5.0)
+    compare(found, plain(*given, keys, values, length, window, 5.0), length, S, jnp.float32)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3"])
 def test_decoders_say_with_it_what_transformers_says(monkeypatch, name):
     """In the place that a TPU gives it: prefill, passes of several widths, and garbage written over."""
