@@ -4,19 +4,33 @@ Every host runs the same command and takes the same steps. Each holds the shards
 and writes. With one process all of this is nothing.
 """
 
+import itertools
+import json
+import os
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed  # texts are exchanged before any device is asked for; jax has no public name for it
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cascades import ending, lifeline
 from cascades.errors import UserError
 
 T = TypeVar("T")
+
+FLAGS = ("distributed", "coordinator", "processes", "process")  # of a launcher's command line, for `join`
+_PATHS = ("input", "output", "output_dir")  # flags whose values may differ from host to host
+_JOINING = 300  # seconds that hosts wait for each other at the start
+_HEARTBEAT = 40  # seconds without a sign of life after which jax takes a host for gone: its machine, or the network
+_LEAVING = 60  # seconds that hosts wait for each other at the end
+_SHOWN = 3  # differences that a sentence names
+_agreements = itertools.count()
 
 
 def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -38,14 +52,61 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
             raise UserError(f"--process must be from 0 to {max(processes, 1) - 1} of --processes, not {process}")
         if not re.fullmatch(r"\S+:\d+", coordinator or ""):
             raise UserError(f"--coordinator must be HOST:PORT of the first process, not {coordinator!r}")
+    # What a host waits for in vain jax tells by aborting: the timer comes before it.
+    alone = threading.Timer(_JOINING, ending.leave, (2, f"error: {_not_joined('nobody answered')}"))
+    alone.daemon = True
+    alone.start()
     try:
-        jax.distributed.initialize(coordinator, processes, process)
+        # SIGTERM would tell jax alone, which waits for a checkpoint; here it ends a run, see `ending`.
+        jax.config.update("jax_enable_preemption_service", False)
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            initialization_timeout=2 * _JOINING,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+            shutdown_timeout_seconds=_LEAVING,
+        )
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise UserError(
-            f"the processes of this run could not be joined ({reason}): leave --distributed out on one host, and give "
-            "--coordinator=HOST:PORT, --processes and --process where the surroundings do not tell them"
-        ) from None
+        raise UserError(_not_joined(str(error).strip().split("\n")[0].rstrip("."))) from None
+    finally:
+        alone.cancel()
+    surroundings = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", ""), "the version of jax": jax.__version__}
+    agree(surroundings | {"the number of processes": str(distributed.global_state.num_processes)})
+
+
+def join_by(arguments: MutableMapping[str, Any]) -> None:
+    """Takes `FLAGS` out of what a launcher was given, joins if one of them is set, and ends as the others do.
+
+    Within `ending.told`.
+    """
+    given = {name: arguments.pop(name) for name in FLAGS if name in arguments}
+    if given.pop("distributed", False) or given:
+        join(**given)
+        _watch()
+
+
+def _not_joined(reason: str) -> str:
+    return (
+        f"the processes of this run could not be joined ({reason}): leave --distributed out on one host, and give "
+        "--coordinator=HOST:PORT, --processes and --process where the surroundings do not tell them"
+    )
+
+
+def _watch() -> None:
+    """Lets a host that ends early end the others."""
+    state, name = distributed.global_state, "cascades/lifeline"
+    assert state.client is not None and state.coordinator_address is not None
+    client, first = state.client, state.coordinator_address.rpartition(":")[0].strip("[]")
+    line = lifeline.connect(
+        state.process_id,
+        state.num_processes,
+        first,
+        lambda text: client.key_value_set(name, text),
+        lambda: client.blocking_key_value_get(name, 1000 * _JOINING),
+    )
+    if line is not None:
+        ending.together(line, state.process_id)
 
 
 def leads() -> bool:
@@ -80,10 +141,51 @@ def agreed(value: Any) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(value) if several() else value)
 
 
-def alike(value: int, what: str) -> None:
-    """Raises a UserError on every host unless all of them have the same value."""
-    if several() and len(set(np.ravel(multihost_utils.process_allgather(np.uint32(value))).tolist())) > 1:
-        raise UserError(f"the hosts of this run have different {what}: give each of them the same command and files")
+def compare(arguments: Mapping[str, Any], bindings: Mapping[str, str]) -> None:
+    """Raises a UserError on every host unless all were given the same command line and the same configuration.
+
+    What belongs to a host may differ: its number, and where its files are; but not whether a file is given.
+    """
+    given = {f"--{name}": "given" if name in _PATHS else repr(value) for name, value in arguments.items()}
+    agree(given | dict(bindings))
+
+
+def agree(facts: Mapping[str, str]) -> None:
+    """Raises a UserError on every host unless all of them say the same of the same things; it asks for no device."""
+    state = distributed.global_state
+    if state.client is None:
+        return
+    name = f"cascades/agreement/{next(_agreements)}"
+    state.client.key_value_set(f"{name}/{state.process_id}", json.dumps(dict(facts)))
+    said: list[Mapping[str, str]] = []
+    for host in range(state.num_processes):
+        said.append(json.loads(state.client.blocking_key_value_get(f"{name}/{host}", 1000 * _JOINING)))
+        if problem := disagreement(said):
+            raise UserError(problem)
+
+
+def disagreement(said: Sequence[Mapping[str, str]]) -> str:
+    """Returns the sentence on what the last host says otherwise than the first, or nothing."""
+    first, last = said[0], said[-1]
+    names = [name for name in {**first, **last} if first.get(name) != last.get(name)]
+    if not names:
+        return ""
+    shown = (
+        f"{name} ({_short(first.get(name))} on host 0, {_short(last.get(name))} on host {len(said) - 1})"
+        for name in names[:_SHOWN]
+    )
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    what = ", ".join(shown) + more
+    return f"the hosts of this run differ in {what}: give each of them the same command and files"
+
+
+def _short(value: str | None) -> str:
+    return "not given" if value is None else value if len(value) <= 60 else f"{value[:59]}…"
+
+
+def most(value: int) -> int:
+    """Returns the largest of the hosts' values."""
+    return int(np.max(multihost_utils.process_allgather(np.int32(value)))) if several() else value
 
 
 def lead(action: Callable[[], T]) -> T | None:

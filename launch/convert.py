@@ -13,6 +13,7 @@ import sys
 
 from absl import flags
 
+from cascades import ending
 from cascades.errors import UserError
 
 _SOURCE = flags.DEFINE_string("source", None, "Where the model comes from: a path or a URI.")
@@ -25,16 +26,16 @@ _JSON = flags.DEFINE_boolean("json", False, "Tell it as one JSON object.")
 
 
 def main(argv: list[str]) -> None:
-    """Converts or inspects; a bad input ends with one sentence on stderr and exit code 2, Ctrl-C with one line and 130.
-
-    What an inspection finds that would be refused stands in its report; the exit code is 2 then too.
-    """
+    """Converts or inspects. What an inspection finds that would be refused stands in its report; the code is 2 then."""
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         print(flags.FLAGS.module_help(__name__))
         return
-    try:
-        rest = flags.FLAGS(argv)[1:]
+    with ending.told():
+        try:
+            rest = flags.FLAGS(argv)[1:]
+        except flags.Error as error:
+            raise UserError(str(error).replace("\n", " ")) from error
         if _INSPECT.value:
             _inspect([*_INSPECT.value, *rest])
             return
@@ -45,13 +46,7 @@ def main(argv: list[str]) -> None:
         from cascades.checkpoints import convert
 
         convert(_SOURCE.value, _TARGET.value, dtype=_DTYPE.value, preset=_PRESET.value)
-    except (UserError, flags.Error) as error:
-        print(f"error: {str(error).replace(chr(10), ' ')}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    print(f"wrote {_TARGET.value}")
+        print(f"wrote {_TARGET.value}")
 
 
 def _inspect(uris: list[str]) -> None:

@@ -23,9 +23,10 @@ from typing import Any
 import gin
 from absl import flags
 
+from cascades import ending
 from cascades.config import functions, knobs, statements
 from cascades.config.statements import Source
-from cascades.errors import Unanswered, UserError
+from cascades.errors import UserError
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "The gin file of the run, or one of a pair alone, relative to here or to the repository."
@@ -38,27 +39,18 @@ def run(
     flags: Sequence[str] = (),
     argv: Sequence[str] | None = None,
 ) -> None:
-    """Runs a launcher: parses the command line, configures `function` and calls it.
-
-    A bad input ends with one sentence on stderr and exit code 2 (of `Unanswered` the run has told), Ctrl-C with 130.
+    """Runs a launcher: parses the command line, configures `function`, calls it, and ends as `ending.told` says.
 
     Args:
       function: the run function, or its dotted path, which is imported only once the flags are parsed. Where it has
         an argument `config_text` it gets `operative`, to save the configuration beside its results.
       base: the run file of the launcher, over which a file that does not bind the run function is read.
-      flags: names of absl flags that the launcher declares; those that are set are passed as keyword arguments.
+      flags: names of absl flags that the launcher declares; those that are set are passed as keyword arguments, and
+        those of `hosts.FLAGS` join this process to others, which must have the same configuration.
       argv: the command line, `sys.argv` by default.
     """
-    try:
+    with ending.told():
         _run(function, base, flags, sys.argv if argv is None else argv)
-    except UserError as error:
-        sentence = str(error).split("\n  In call to configurable ")[0]  # gin adds such lines on the way up
-        if not isinstance(error, Unanswered):
-            print(f"error: {sentence}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def configure(
@@ -106,6 +98,12 @@ def operative() -> str:
     return gin.operative_config_str()
 
 
+def bindings() -> dict[str, str]:
+    """Returns what every binding in effect says, by its name."""
+    lines = (line.partition(" = ") for line in gin.config_str(max_line_length=1 << 20).splitlines())
+    return {name: value for name, equals, value in lines if equals and not name.startswith("#")}
+
+
 def _run(function: str | Callable[..., Any], base: str | None, names: Sequence[str], argv: Sequence[str]) -> None:
     if any(argument in ("-h", "--help", "-help", "--helpfull") for argument in argv):
         print(_help(names))
@@ -126,14 +124,17 @@ def _run(function: str | Callable[..., Any], base: str | None, names: Sequence[s
         function = getattr(importlib.import_module(module), name)
     assert callable(function)
     arguments = {name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].value is not None}
-    if "config_text" in inspect.signature(function).parameters:
-        arguments["config_text"] = operative
+    hosts = importlib.import_module("cascades.hosts")  # which brings jax, and --help is quick
+    hosts.join_by(arguments)
     configured = configure(function, _CONFIG.value, overrides, base)
     bound = gin.get_bindings(function, resolve_references=False) | arguments
     missing = [name for name in functions.required(function) if name not in bound]
     if missing:
         name = f"{function.__name__}.{missing[0]}"
         raise UserError(f"{function.__name__} needs {knobs.joined(missing)}: bind {name} in {_CONFIG.value}")
+    hosts.compare(arguments, bindings())
+    if "config_text" in inspect.signature(function).parameters:
+        arguments["config_text"] = operative
     configured(**arguments)
 
 

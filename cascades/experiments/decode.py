@@ -40,10 +40,6 @@ def decode(
     input: str | None = None,
     output: str | None = None,
     shard: str | None = None,
-    distributed: bool = False,
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process: int | None = None,
     default_prompt: str | None = None,
     config_text: Callable[[], str] | None = None,
 ) -> list[Result]:
@@ -57,8 +53,6 @@ def decode(
       prompt, input, output: from the command line: prompts, a JSONL file of them, a JSONL file for results.
       shard: from the command line: "I/N" decodes every N-th prompt from the I-th on, counted from 0, as if the others
         were decoded too; so that N machines share a file.
-      distributed, coordinator, processes, process: from the command line: whether this is one of several processes, and
-        what `hosts.join` is told.
       default_prompt: what is decoded when neither is given and nobody sits at the terminal.
       config_text: gives the whole configuration, which is saved beside `output`.
 
@@ -66,8 +60,6 @@ def decode(
       UserError: any input that cannot be used, in one sentence.
       Unanswered: once all is done, if there are prompts without an answer, or without a whole one.
     """
-    if distributed or coordinator is not None or processes is not None or process is not None:
-        hosts.join(coordinator, processes, process)
     pair = pair.needed(settings)
     pair.layouts(settings.batch_size)  # what cannot be placed is told before anything is read
     interactive = not prompt and input is None and sys.stdin.isatty() and not hosts.several()
@@ -76,6 +68,7 @@ def decode(
         if not isinstance(default_prompt, str) or not default_prompt.strip():
             raise UserError("at least one prompt is needed: give --prompt=TEXT or --input=FILE.jsonl")
         found = [{"prompt": default_prompt}]
+    hosts.agree({"the prompts": prompt_files.summary(found)})
     mine, copies = prompt_files.share(shard, len(found)), prompt_files.copies(found)
     found, copies = [found[place] for place in mine], [copies[place] for place in mine]
     if output is not None:
@@ -112,7 +105,8 @@ def decode(
         except UserError as error:
             failed[place] = answers.failure(entry["prompt"], str(error), err)
     places = list(requests)
-    hosts.alike(zlib.crc32(repr([request.ids for request in requests.values()]).encode()), "prompts")
+    tokens = repr([request.ids for request in requests.values()])
+    hosts.agree({"the tokens of the prompts": f"checksum {zlib.crc32(tokens.encode()):08x}"})
     if interactive or requests:
         err.print(describe(engine), highlight=False, soft_wrap=True)
         if out.is_terminal:

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -110,6 +111,12 @@ def collect(prompts: Sequence[str] | None, path: str | None) -> list[dict[str, A
         text = _printable(prompt)
         given.append({"prompt": text} if text.strip() else Bad(text, _empty("--prompt")))
     return given + (scan(path) if path is not None else [])
+
+
+def summary(found: Sequence[dict[str, Any] | Bad]) -> str:
+    """Returns how many prompts there are and a checksum of their texts, by which hosts compare them."""
+    texts = repr([entry.prompt if isinstance(entry, Bad) else entry["prompt"] for entry in found])
+    return f"{len(found)} of checksum {zlib.crc32(texts.encode()):08x}"
 
 
 def _entry(path: str, number: int, line: str) -> dict[str, Any] | Bad:

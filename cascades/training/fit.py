@@ -1,17 +1,15 @@
 """The loop over steps: checkpoints that a killed run goes on from, and figures as they come."""
 
-import contextlib
 import math
 import pathlib
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
+from cascades import ending, hosts
 from cascades.checkpoints.sources import first_line
 from cascades.errors import UserError
 from cascades.training.step import State
@@ -101,8 +99,8 @@ def fit(
 ) -> Iterator[Progress]:
     """Runs the steps that are left, yielding the figures of each; the last state is in `checkpoints`.
 
-    An interrupt writes a checkpoint on its way out. A step decides by its number alone what it trains on, so that a run
-    that goes on repeats what it had done behind its checkpoint.
+    Ctrl-C and SIGTERM end it behind a step, where the state is whole, with a checkpoint. A step decides by its number
+    alone what it trains on, so that a run that goes on repeats what it had done behind its checkpoint.
 
     Args:
       state: where to begin, unless `checkpoints` know better.
@@ -112,7 +110,7 @@ def fit(
       UserError: a loss that is no number, before it reaches a checkpoint; a checkpoint that cannot be written.
     """
     state = checkpoints.restore(state)
-    with _interrupts() as asked:
+    with ending.postponed() as came:
         for number in range(int(state.step), schedule.steps):
             state, found = step(state, number)
             figures = {name: float(value) for name, value in jax.device_get(found).items()}
@@ -121,10 +119,11 @@ def fit(
             last = number + 1 == schedule.steps
             if last or (number + 1) % schedule.evaluate_every == 0:
                 yield Progress(number + 1, evaluate(state), True)
-            if last or asked() or (number + 1) % schedule.save_every == 0:
+            signalled = hosts.most(came())  # a checkpoint takes all hosts
+            if last or signalled or (number + 1) % schedule.save_every == 0:
                 checkpoints.save(state)
-            if asked() and not last:
-                raise KeyboardInterrupt
+            if signalled and not last:
+                ending.interrupt(signalled)
 
 
 def _check(figures: dict[str, float], step: int, newest: int | None) -> None:
@@ -135,26 +134,3 @@ def _check(figures: dict[str, float], step: int, newest: int | None) -> None:
                 f"{name} is {value} at step {step}; {kept}: lower LEARNING_RATE or raise WARMUP, and begin in another "
                 "folder or go on from there"
             )
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether Ctrl-C was pressed: the state, which a step consumes, is whole behind it.
-
-    A second Ctrl-C does not wait.
-    """
-    pressed = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-
-    def note(number, frame):
-        if pressed:
-            signal.default_int_handler(number, frame)
-        pressed.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)

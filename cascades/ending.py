@@ -1,0 +1,174 @@
+"""How a run ends: in one line and an exit code, whatever ends it, and on all of its hosts.
+
+The code is 0 after a run that went well, 2 after a `UserError`, 130 after Ctrl-C and 143 after SIGTERM; a host that
+ends because of another has the code of that one, or 1 where the other is gone.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import NoReturn, Protocol
+
+from cascades.errors import Unanswered, UserError
+
+GRACE = 10.0  # seconds that a main thread which is told to end has for it, before the process ends without it
+_ENDED = {2: "could not go on, and says why", 130: "was interrupted", 143: "was terminated"}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which is an interrupt to everything but the exit code."""
+
+
+class Others(Protocol):
+    """The other hosts of a run; see `lifeline.Lifeline`."""
+
+    def tell(self, code: int, words: str) -> None:
+        """Says to all of them how this host ends; returns once it may be gone."""
+
+    def heard(self, seconds: float) -> tuple[int, str] | None:
+        """Returns the code and the words of one that ended early, for which it waits so long."""
+
+    def finish(self) -> None:
+        """Returns once all of them have come to the end of their run."""
+
+
+_others: Others | None = None
+_host = 0
+_last = threading.Lock()  # who holds it ends the process
+_handled = threading.Event()  # the main thread knows of the last SIGTERM
+
+
+def together(others: Others, host: int) -> None:
+    """From now on a host that ends early ends the others. host: which one this is."""
+    global _others, _host
+    _others, _host = others, host
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Ends a run: what ends its body early is told in one line on stderr, and decides the exit code.
+
+    Of `Unanswered` the run has told. Any other exception is a bug and keeps its traceback, unless another host of the
+    run has ended, of which it is then a consequence.
+
+    Raises:
+      SystemExit: with the code. Where there are other hosts the process ends without it.
+    """
+    try:
+        with _terminations():
+            yield
+            if _others is not None:
+                _others.finish()
+        return
+    except Unanswered:
+        code, line = 2, ""
+    except UserError as error:
+        sentence = str(error).split("\n  In call to configurable ")[0]  # gin adds such lines on the way up
+        code, line = 2, f"error: {sentence}"
+    except Terminated:
+        code, line = 143, "terminated"
+    except KeyboardInterrupt:
+        code, line = 130, "interrupted"
+    except SystemExit as stop:
+        if _others is None:
+            raise
+        code, line = stop.code if isinstance(stop.code, int) else 1, ""
+    except Exception:
+        if _others is None:
+            raise
+        heard = _others.heard(GRACE / 2)
+        code, line = (heard[0], f"error: {heard[1]}") if heard else (1, traceback.format_exc())
+    if _others is not None:
+        leave(code, line)
+    if line:
+        print(line, file=sys.stderr)
+    raise SystemExit(code)
+
+
+def leave(code: int, line: str) -> NoReturn:
+    """Ends the process at once, from any thread, after one line on stderr and a word to the other hosts.
+
+    A thread that comes second waits here for the end.
+    """
+    _last.acquire()
+    with contextlib.suppress(OSError, ValueError):  # of a reader that is gone
+        print(line, end="\n" if line else "", file=sys.stderr, flush=True)
+    if _others is not None:
+        _others.tell(code, f"host {_host} of this run {_ENDED.get(code, 'failed, and says why')}")
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    # Not `sys.exit`: on its way out jax would wait for hosts that do not come, and abort.
+    os._exit(code)
+
+
+@contextlib.contextmanager
+def postponed() -> Iterator[Callable[[], int]]:
+    """Holds Ctrl-C and SIGTERM back; yields a function that returns the number of the one that came, or 0.
+
+    A second one does not wait. Hand the number to `interrupt` where the run may end.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+
+    def note(number, frame):
+        del frame
+        _handled.set()
+        if came:
+            interrupt(number)
+        came.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: came[0] if came else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def interrupt(number: int) -> NoReturn:
+    """Raises what a signal stands for."""
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _terminations() -> Iterator[None]:
+    """Lets SIGTERM raise `Terminated` in the main thread, and ends the process where that thread does not learn of it.
+
+    Python runs a handler once the main thread is back from what it called; a program that waits for another host, or
+    a compiler, may not come back. The number of a signal is written to a pipe at once, which a thread reads.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number, frame):
+        del frame
+        _handled.set()
+        interrupt(number)
+
+    _handled.clear()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before, pipe = signal.signal(signal.SIGTERM, note), signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_insist, args=(reader,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(pipe)
+        signal.signal(signal.SIGTERM, before)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+
+
+def _insist(reader: int) -> None:
+    while numbers := os.read(reader, 64):
+        if signal.SIGTERM in numbers and not _handled.wait(GRACE):
+            leave(143, "terminated")
