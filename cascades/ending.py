@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn
 
 from cascades.errors import Unanswered, UserError
 
@@ -23,29 +23,30 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which is an interrupt to everything but the exit code."""
 
 
-class Others(Protocol):
-    """The other hosts of a run; see `lifeline.Lifeline`."""
+class Others(NamedTuple):
+    """The other hosts of a run.
 
-    def tell(self, code: int, words: str) -> None:
-        """Says to all of them how this host ends; returns once it may be gone."""
+    host: which one this is. tell: `(code, words)`, says to all of them how this host ends; it may be gone then.
+    heard: `seconds -> (code, words)` of one that ended early, for which it waits so long, or None.
+    finish: returns once all of them have come to the end of their run.
+    """
 
-    def heard(self, seconds: float) -> tuple[int, str] | None:
-        """Returns the code and the words of one that ended early, for which it waits so long."""
-
-    def finish(self) -> None:
-        """Returns once all of them have come to the end of their run."""
+    host: int
+    tell: Callable[[int, str], None]
+    heard: Callable[[float], tuple[int, str] | None]
+    finish: Callable[[], None]
 
 
 _others: Others | None = None
-_host = 0
 _last = threading.Lock()  # who holds it ends the process
 _handled = threading.Event()  # the main thread knows of the last SIGTERM
+_patient = threading.Event()  # it may take its time to learn of one
 
 
-def together(others: Others, host: int) -> None:
-    """From now on a host that ends early ends the others. host: which one this is."""
-    global _others, _host
-    _others, _host = others, host
+def together(others: Others) -> None:
+    """From now on this host ends with others."""
+    global _others
+    _others = others
 
 
 @contextlib.contextmanager
@@ -95,14 +96,15 @@ def leave(code: int, line: str) -> NoReturn:
     A thread that comes second waits here for the end.
     """
     _last.acquire()
-    with contextlib.suppress(OSError, ValueError):  # of a reader that is gone
-        print(line, end="\n" if line else "", file=sys.stderr, flush=True)
-    if _others is not None:
-        _others.tell(code, f"host {_host} of this run {_ENDED.get(code, 'failed, and says why')}")
-    with contextlib.suppress(OSError, ValueError):
+    try:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it
+            print(line, end="\n" if line else "", file=sys.stderr, flush=True)
+        if _others is not None:
+            _others.tell(code, f"host {_others.host} of this run {_ENDED.get(code, 'failed, and says why')}")
         sys.stdout.flush()
-    # Not `sys.exit`: on its way out jax would wait for hosts that do not come, and abort.
-    os._exit(code)
+    finally:
+        # Not `sys.exit`: on its way out jax would wait for hosts that do not come, and abort.
+        os._exit(code)
 
 
 @contextlib.contextmanager
@@ -124,9 +126,11 @@ def postponed() -> Iterator[Callable[[], int]]:
         came.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    _patient.set()
     try:
         yield lambda: came[0] if came else 0
     finally:
+        _patient.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -164,11 +168,14 @@ def _terminations() -> Iterator[None]:
         signal.set_wakeup_fd(pipe)
         signal.signal(signal.SIGTERM, before)
         os.close(writer)
+        _handled.set()
         thread.join()
         os.close(reader)
 
 
 def _insist(reader: int) -> None:
     while numbers := os.read(reader, 64):
-        if signal.SIGTERM in numbers and not _handled.wait(GRACE):
-            leave(143, "terminated")
+        if signal.SIGTERM in numbers and not _patient.is_set():
+            if not _handled.wait(GRACE):
+                leave(143, "terminated")
+            _handled.clear()

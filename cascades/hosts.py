@@ -9,7 +9,8 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -29,6 +30,7 @@ _PATHS = ("input", "output", "output_dir")  # flags whose values may differ from
 _JOINING = 300  # seconds that hosts wait for each other at the start
 _HEARTBEAT = 40  # seconds without a sign of life after which jax takes a host for gone: its machine, or the network
 _LEAVING = 60  # seconds that hosts wait for each other at the end
+_OFTEN = 0.1  # seconds between two looks at what others say
 _SHOWN = 3  # differences that a sentence names
 _agreements = itertools.count()
 
@@ -102,11 +104,11 @@ def _watch() -> None:
         state.process_id,
         state.num_processes,
         first,
-        lambda text: client.key_value_set(name, text),
-        lambda: client.blocking_key_value_get(name, 1000 * _JOINING),
+        lambda text: client.key_value_set(f"{name}/0", text),
+        lambda: next(_texts(name)),
     )
     if line is not None:
-        ending.together(line, state.process_id)
+        ending.together(ending.Others(state.process_id, line.tell, line.heard, line.finish))
 
 
 def leads() -> bool:
@@ -158,10 +160,31 @@ def agree(facts: Mapping[str, str]) -> None:
     name = f"cascades/agreement/{next(_agreements)}"
     state.client.key_value_set(f"{name}/{state.process_id}", json.dumps(dict(facts)))
     said: list[Mapping[str, str]] = []
-    for host in range(state.num_processes):
-        said.append(json.loads(state.client.blocking_key_value_get(f"{name}/{host}", 1000 * _JOINING)))
+    for text in _texts(name):
+        said.append(json.loads(text))
         if problem := disagreement(said):
             raise UserError(problem)
+
+
+def _texts(name: str) -> Iterator[str]:
+    """Yields what each host set under a name, from the first host on, once it is there.
+
+    jax's own waiting would let no other thread of Python run, such as the one that listens for hosts that end.
+
+    Raises:
+      UserError: a host says nothing.
+    """
+    state = distributed.global_state
+    assert state.client is not None
+    found: dict[str, str] = {}
+    end = time.monotonic() + _JOINING
+    for host in range(state.num_processes):
+        while f"{name}/{host}" not in found:
+            if time.monotonic() > end:
+                raise UserError(f"host {host} of this run said nothing for {_JOINING} seconds: see its log")
+            time.sleep(_OFTEN)
+            found = dict(state.client.key_value_dir_get(name))
+        yield found[f"{name}/{host}"]
 
 
 def disagreement(said: Sequence[Mapping[str, str]]) -> str:

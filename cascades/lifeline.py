@@ -42,7 +42,7 @@ class Lifeline:
         code, words = self._heard or (code, words)
         self._send(f"{code} {words}")
         if 0 not in self._peers:
-            for listener in self._listeners:
+            for listener in {*self._listeners} - {threading.current_thread()}:
                 listener.join(1.5 * ending.GRACE)
 
     def heard(self, seconds: float) -> tuple[int, str] | None:
@@ -65,7 +65,7 @@ class Lifeline:
                 peer.sendall(f"{line}\n".encode())
 
     def _listen(self, host: int, peer: socket.socket) -> None:
-        with contextlib.suppress(OSError), peer.makefile(encoding="utf-8") as lines:
+        with contextlib.suppress(OSError), peer, peer.makefile(encoding="utf-8") as lines:
             for line in lines:
                 code, _, words = line.strip().partition(" ")
                 if code == "0":
@@ -104,15 +104,14 @@ def connect(
             publish(f"{server.getsockname()[1]} {token}")
             return Lifeline(_accepted(server, hosts, token))
     port, token = published().split()
-    try:
-        peer = socket.create_connection((first, int(port)), timeout=_PATIENCE)
+    with contextlib.ExitStack() as kept, contextlib.suppress(OSError):
+        peer = kept.enter_context(socket.create_connection((first, int(port)), timeout=_PATIENCE))
         peer.sendall(f"{token}{host:{_NUMBER}d}".encode())
-        if peer.recv(1) != _WELCOME:
-            return None
-    except OSError:
-        return None
-    peer.settimeout(None)
-    return Lifeline({0: peer})
+        if peer.recv(1) == _WELCOME:
+            peer.settimeout(None)
+            kept.pop_all()
+            return Lifeline({0: peer})
+    return None
 
 
 def _accepted(server: socket.socket, hosts: int, token: str) -> dict[int, socket.socket]:
@@ -121,16 +120,14 @@ def _accepted(server: socket.socket, hosts: int, token: str) -> dict[int, socket
     end = time.monotonic() + _PATIENCE
     while len(peers) < hosts - 1 and (left := end - time.monotonic()) > 0:
         server.settimeout(left)
-        try:
-            peer, _ = server.accept()
+        with contextlib.ExitStack() as kept, contextlib.suppress(OSError, ValueError):
+            peer = kept.enter_context(server.accept()[0])
             peer.settimeout(left)
-            said = peer.recv(_TOKEN + _NUMBER, socket.MSG_WAITALL).decode()
-            if not secrets.compare_digest(said[:_TOKEN], token):
-                peer.close()
-                continue
-            peer.sendall(_WELCOME)
-        except (OSError, ValueError):
-            continue
-        peer.settimeout(None)
-        peers[int(said[_TOKEN:])] = peer
+            said = peer.recv(_TOKEN + _NUMBER, socket.MSG_WAITALL)
+            if secrets.compare_digest(said[:_TOKEN], token.encode()):
+                host = int(said[_TOKEN:])
+                peer.sendall(_WELCOME)
+                peer.settimeout(None)
+                kept.pop_all()
+                peers[host] = peer
     return peers

@@ -8,7 +8,7 @@ With neither --prompt nor --input it asks at the terminal. Knobs are set as --gi
 
 A prompt, or a line of the input, that cannot be decoded is told in one sentence and gets a line with "error" in the
 output; the others get their answers. The exit code is 0 if all have one, 2 if some have none or nothing could be run,
-130 after Ctrl-C.
+130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from absl import flags

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -41,7 +44,7 @@ def test_who_cannot_join_is_told(arguments, sentence):
 def test_one_process_agrees_with_itself():
     assert hosts.leads() and not hosts.several()
     assert hosts.agreed(np.float32(0.5)) == 0.5
-    hosts.alike(7, "prompts")
+    hosts.agree({"a knob": "7"})
     assert hosts.lead(lambda: 3) == 3
     with pytest.raises(UserError, match="no such place"):
         hosts.lead(failing)
@@ -49,6 +52,52 @@ def test_one_process_agrees_with_itself():
 
 def failing():
     raise UserError("no such place")
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ([{"ALPHA": "0.1"}], ""),
+        ([{"ALPHA": "0.1"}, {"ALPHA": "0.1"}], ""),
+        (
+            [{"ALPHA": "0.1"}, {"ALPHA": "0.1"}, {"ALPHA": "0.3"}],
+            "differ in ALPHA (0.1 on host 0, 0.3 on host 2): give",
+        ),
+        ([{"--output": "given"}, {}], "differ in --output (given on host 0, not given on host 1): give"),
+        ([{}, {"--output": "given"}], "differ in --output (not given on host 0, given on host 1): give"),
+        ([{"STOP": "x" * 100}, {"STOP": "x"}], f"differ in STOP ({'x' * 59}… on host 0, x on host 1): give"),
+        (
+            [dict.fromkeys("abcde", "1"), {"b": "1"}],
+            "differ in a (1 on host 0, not given on host 1), c (1 on host 0, not given on host 1), "
+            "d (1 on host 0, not given on host 1) and 1 more: give",
+        ),
+    ],
+)
+def test_what_hosts_say_otherwise_is_named(facts, sentence):
+    found = hosts.disagreement(facts)
+    assert sentence in found and bool(found) == bool(sentence)
+
+
+def test_a_command_may_differ_in_what_belongs_to_a_host(monkeypatch):
+    said = []
+    monkeypatch.setattr(hosts, "agree", said.append)
+    for place in ("a", "b"):
+        hosts.compare({"prompt": ["x"], "input": f"{place}/in", "output": f"{place}/out"}, {"ALPHA": "0.1"})
+    assert said == [{"--prompt": "['x']", "--input": "given", "--output": "given", "ALPHA": "0.1"}] * 2
+
+
+def test_who_is_not_one_of_several_joins_nobody(monkeypatch):
+    monkeypatch.setattr(hosts, "join", pytest.fail)
+    for given in ({}, {"distributed": False}):
+        arguments = {**given, "prompt": ["x"]}
+        hosts.join_by(arguments)
+        assert arguments == {"prompt": ["x"]}
+
+
+def test_the_first_process_is_a_number_too(monkeypatch):
+    monkeypatch.setattr(hosts, "join", lambda **given: pytest.fail(str(given)))
+    with pytest.raises(pytest.fail.Exception, match=r"^\{'process': 0\}$"):
+        hosts.join_by({"distributed": False, "process": 0})
 
 
 def test_what_is_everywhere_comes_back_whole():
@@ -64,26 +113,37 @@ def test_several_processes_need_a_mesh(monkeypatch):
         PairSpec(verifier=ModelSpec(uri="some/where")).layouts(1)
 
 
-def together(commands, environment):
-    """Runs one command per process at once; returns what each printed, once all have ended well."""
-    running = [
-        subprocess.Popen(each, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for each in commands
-    ]
+def together(commands, environment, codes=None):
+    """Runs one command per process at once; returns what each printed, once all have ended, by default well."""
+    running = started(commands, environment)
     try:
         told = [process.communicate(timeout=1200) for process in running]
     finally:
         for process in running:
             process.kill()
-    for process, (_, err) in zip(running, told, strict=True):
-        assert process.returncode == 0, err[-4000:]
+    for process, (_, err), code in zip(running, told, codes or [0] * len(running), strict=True):
+        assert process.returncode == code, err[-4000:]
     return told
+
+
+def started(commands, environment):
+    return [
+        subprocess.Popen(each, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for each in commands
+    ]
 
 
 def coordinator() -> str:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return f"localhost:{free.getsockname()[1]}"
+
+
+def pair_of_hosts(files, *arguments, own=((), ())):
+    """Returns the commands of two hosts that decode together; each has some arguments of its own."""
+    joining = ["--gin.MESH=(1, 2)", f"--coordinator={coordinator()}", "--processes=2"]
+    knobs = tiny.pair(files, METHOD="verifier_only", MAX_NEW_TOKENS=250, IGNORE_EOS=True, BATCH_SIZE=2)
+    return [tiny.command(*knobs, *joining, *arguments, *others, f"--process={host}") for host, others in enumerate(own)]
 
 
 def devices(count):
@@ -153,3 +213,75 @@ def test_each_of_four_processes_holds_a_quarter_of_a_large_checkpoint(tmp_path):
         assert figures["total"] > 1.9e9
         assert figures["held"] < 0.26 * figures["total"]
         assert figures["peak"] < 0.26 * figures["total"] + 0.3e9, figures  # and a tensor at a time on each thread
+
+
+def prompts(path, count, first=0):
+    path.write_text("".join(json.dumps({"prompt": f"the {first + i}"}) + "\n" for i in range(count)))
+    return f"--input={path}"
+
+
+def test_hosts_with_different_commands_say_so_and_end(tiny_files, tmp_path):
+    output = tmp_path / "answers.jsonl"
+    own = ([f"--output={output}"], ["--gin.ALPHA=0.3"])
+    commands = pair_of_hosts(tiny_files, "--prompt=the quick", own=own)
+    told = together(commands, tiny.environment(tiny_files) | devices(1), codes=(2, 2))
+    sentence = (
+        "error: the hosts of this run differ in --output (given on host 0, not given on host 1), ALPHA (0.1 on host 0, "
+        "0.3 on host 1): give each of them the same command and files\n"
+    )
+    assert [err for _, err in told] == [sentence] * 2
+    assert not output.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("second", "sentences"),
+    [
+        ((4, 1), [r"differ in the prompts \(4 of checksum \w+ on host 0, 4 of checksum \w+ on host 1\): give"] * 2),
+        ((5, 0), [r"differ in the prompts \(4 of checksum \w+ on host 0, 5 of checksum \w+ on host 1\): give"] * 2),
+        (None, ["host 1 of this run could not go on, and says why", "cannot: No such file"]),
+    ],
+)
+def test_hosts_with_different_files_say_so_and_end(tiny_files, tmp_path, second, sentences):
+    files = [prompts(tmp_path / "0.jsonl", 4), f"--input={tmp_path / '1.jsonl'}"]
+    if second:
+        prompts(tmp_path / "1.jsonl", *second)
+    commands = pair_of_hosts(tiny_files, own=[[each] for each in files])
+    told = together(commands, tiny.environment(tiny_files) | devices(1), codes=(2, 2))
+    for (_, err), sentence in zip(told, sentences, strict=True):
+        assert re.search(sentence, err) and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_ends_one_host_ends_the_other_and_what_is_written_stays(tiny_files, tmp_path, number, victim):
+    output = tmp_path / "answers.jsonl"
+    commands = pair_of_hosts(tiny_files, prompts(tmp_path / "prompts.jsonl", 400), f"--output={output}")
+    running = started(commands, tiny.environment(tiny_files) | devices(1))
+    try:
+        end = time.monotonic() + 600
+        while not (output.exists() and output.read_bytes().count(b"\n") >= 2):
+            assert time.monotonic() < end and all(process.poll() is None for process in running)
+            time.sleep(0.02)
+        running[victim].send_signal(number)
+        errors = [process.communicate(timeout=60)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    codes = (143, 143) if number == signal.SIGTERM else (-signal.SIGKILL, 1)
+    assert (running[victim].returncode, running[1 - victim].returncode) == codes, errors
+    words = "was terminated" if number == signal.SIGTERM else "is gone without a word"
+    assert errors[1 - victim].splitlines()[-1].startswith(f"error: host {victim} of this run {words}")
+    assert not any("Traceback" in err or "Check failure" in err for err in errors)
+    lines = tiny.lines(output)
+    assert 2 <= len(lines) < 400 and all(line["stats"]["tokens_out"] == 250 for line in lines)
+
+
+@pytest.mark.slow
+def test_a_host_that_nobody_joins_says_so():
+    script = "from cascades import ending, hosts\nhosts._JOINING = 3\nwith ending.told():\n    hosts.join('{}', 2, {})"
+    for process in range(2):
+        command = [sys.executable, "-c", script.format(coordinator(), process)]
+        ((_, err),) = together([command], os.environ | devices(1) | {"PYTHONPATH": str(tiny.ROOT)}, codes=[2])
+        assert err.startswith("error: the processes of this run could not be joined (nobody answered): leave")

@@ -44,7 +44,10 @@ def wait_for_lines(file, count, process, seconds=tiny.PATIENCE):
     pytest.fail("nothing was written")
 
 
-def test_an_interrupt_keeps_what_is_finished(tiny_files, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_keeps_what_is_finished(tiny_files, tmp_path, number, code, word):
     file = tmp_path / "answers.jsonl"
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"the {i}"}) + "\n" for i in range(400)))
     knobs = tiny.pair(tiny_files, METHOD="verifier_only", MAX_NEW_TOKENS=250, IGNORE_EOS=True, BATCH_SIZE=2)
@@ -52,10 +55,10 @@ def test_an_interrupt_keeps_what_is_finished(tiny_files, tmp_path):
 
     process = start(tiny_files, *arguments)
     wait_for_lines(file, 1, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=tiny.PATIENCE)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err and err.splitlines()[-1] == "interrupted"
+    assert process.returncode == code, err
+    assert "Traceback" not in err and err.splitlines()[-1] == word
     assert "tok/s" in err  # the table of what was finished
     first = tiny.lines(file)
     assert 1 <= len(first) < 400 and all(line["stats"]["tokens_out"] == 250 for line in first)

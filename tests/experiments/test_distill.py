@@ -140,11 +140,11 @@ def curve(folder):
 
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_same_curve(knobs, tmp_path, tiny_files):
-    """Killed, it goes on from its last checkpoint; at Ctrl-C it writes one first."""
+    """Killed, it goes on from its last checkpoint; at Ctrl-C and SIGTERM it writes one first."""
     whole = tmp_path / "whole"
     assert distill(*knobs(OUTPUT_DIR=str(whole))) == 0
     expected = curve(whole)
-    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 143)):
         folder = tmp_path / number.name
         arguments = knobs(OUTPUT_DIR=str(folder), SAVE_EVERY=10 if number == signal.SIGKILL else 1000)
         command = [sys.executable, str(tiny.ROOT / "launch" / "distill.py"), "--config=configs/distill.gin", *arguments]
