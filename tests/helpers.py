@@ -106,13 +106,11 @@ def gossip(k: int = 3) -> lookahead.DraftLength:
     it must not disturb the law of the output.
     """
 
-    def step(state, drafted):
-        return state, jnp.ones(drafted.own.shape, bool), drafted.own >= drafted.top
-
     return lookahead.DraftLength(
         init=lambda batch, costs: jnp.full((batch,), 2, jnp.int32),
         propose=lambda state: (state, jnp.where(state == 2, k, 0)),
-        step=step,
+        step=lambda state, drafted: (state, drafted.drafting | True, drafted.drafting | True),
+        drawn=lambda state, drafted, own: (state, own >= drafted.top),
         update=lambda state, verdict: jnp.where(verdict.drafted > 0, verdict.drafted, 2),
     )
 
@@ -145,10 +143,15 @@ def any_controller(controllers=CONTROLLERS) -> lookahead.DraftLength:
         triples = [c.step(s, drafted) for c, s in zip(controllers, states, strict=True)]
         return tuple(t[0] for t in triples), chosen([t[1] for t in triples]), chosen([t[2] for t in triples])
 
+    def drawn(states, drafted, own):
+        pairs = [c.drawn(s, drafted, own) for c, s in zip(controllers, states, strict=True)]
+        return tuple(s for s, _ in pairs), chosen([more for _, more in pairs])
+
     return lookahead.DraftLength(
         init=lambda batch, costs: tuple(c.init(batch, costs) for c in controllers),
         propose=propose,
         step=step,
+        drawn=drawn,
         update=lambda states, verdict: tuple(c.update(s, verdict) for c, s in zip(controllers, states, strict=True)),
     )
 

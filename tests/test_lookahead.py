@@ -1,13 +1,18 @@
+import doctest
 import functools
+import json
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import lookahead_cases
 import numpy as np
 import pytest
 
 from cascades import lookahead
 from cascades.errors import UserError
-from cascades.lookahead import Drafted, Verdict, given_costs
+from cascades.lookahead import Drafted, Verdict, given_costs, guided
 
 ROUNDS = 300
 
@@ -36,7 +41,7 @@ def simulate(controller, costs, accept, tops, key, rounds=ROUNDS, expected=None)
         steps = jnp.zeros((rows,), jnp.int32)
         for i in range(k_max):
             drafting = i < length
-            state, keep, more = controller.step(state, Drafted(jnp.int32(i), top[:, i], top[:, i], drafting))
+            state, keep, more = controller.step(state, Drafted(jnp.int32(i), top[:, i], drafting))
             steps = steps + drafting.astype(jnp.int32)
             length = jnp.where(drafting & ~more, jnp.where(keep, i + 1, i), length).astype(jnp.int32)
         within = column < length[:, None]
@@ -209,8 +214,11 @@ def test_protocol(name):
     state, k = controller.propose(state)
     assert k.shape == (rows,) and k.dtype == jnp.int32 and int(jnp.min(k)) >= 0
     half = jnp.full((rows,), 0.5, jnp.float32)
-    state, keep, more = controller.step(state, Drafted(jnp.int32(0), half, half, jnp.ones((rows,), bool)))
+    drafted = Drafted(jnp.int32(0), half, jnp.ones((rows,), bool))
+    state, keep, more = controller.step(state, drafted)
     assert keep.shape == more.shape == (rows,) and keep.dtype == more.dtype == bool
+    state, another = controller.drawn(state, drafted, half)
+    assert another.shape == (rows,) and another.dtype == bool
     state = controller.update(state, verdict([4, 4, 0], [4, 1, 0]))
     # The state goes round a while_loop.
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == spec
@@ -240,25 +248,96 @@ def test_heuristic_schedule():
     assert [row[3] for row in seen] == [4, 6, 8, 8, 8]
 
 
-def said(own, top, index=0):
-    own, top = jnp.asarray(own, jnp.float32), jnp.asarray(top, jnp.float32)
-    return Drafted(jnp.int32(index), top, own, jnp.ones(own.shape, bool))
+def said(top, index=0):
+    top = jnp.asarray(top, jnp.float32)
+    return Drafted(jnp.int32(index), top, jnp.ones(top.shape, bool))
 
 
 def test_drafter_confidence_keeps_the_unsure_token_and_stops_behind_it():
     controller = lookahead.drafter_confidence(0.4)
     state = controller.init(3, given_costs(8, 0.2))
-    _, keep, more = controller.step(state, said([0.5, 0.4, 0.3], [0.9, 0.9, 0.9]))
-    np.testing.assert_array_equal(keep, True)
-    np.testing.assert_array_equal(more, [True, True, False])
+    state, keep, more = controller.step(state, said([0.9, 0.9, 0.9]))
+    np.testing.assert_array_equal([keep, more], True)
+    _, another = controller.drawn(state, said([0.9, 0.9, 0.9]), jnp.float32([0.5, 0.4, 0.3]))
+    np.testing.assert_array_equal(another, [True, True, False])
 
 
 def test_bild_fallback_drops_the_unsure_token():
     controller = lookahead.bild_fallback(0.6)
     state = controller.init(3, given_costs(8, 0.2))
-    _, keep, more = controller.step(state, said([0.1, 0.1, 0.1], [0.9, 0.6, 0.5]))
+    _, keep, more = controller.step(state, said([0.9, 0.6, 0.5]))
     np.testing.assert_array_equal(keep, [True, True, False])
     np.testing.assert_array_equal(more, [True, True, False])
+
+
+def test_a_position_is_judged_without_the_token_that_will_be_drawn_there():
+    assert Drafted._fields == ("index", "top", "drafting")
+
+
+@pytest.mark.parametrize("name", lookahead.__all__)
+def test_the_same_arguments_make_the_same_controller(name):
+    factory, other = getattr(lookahead, name), {"fixed": 5, "heuristic": 5}.get(name, 0.25)
+    assert factory() == factory() and hash(factory()) == hash(factory())
+    assert factory(other) == factory(other) != factory()
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: lookahead.fixed(2.5), "fixed.k must be a whole number from 0 to 1048576, not 2.5"),  # pyright: ignore
+        (lambda: lookahead.fixed(-3), "fixed.k must be a whole number from 0 to 1048576, not -3"),
+        (lambda: lookahead.fixed(True), "fixed.k must be a whole number from 0 to 1048576, not True"),
+        (lambda: lookahead.fixed(10**12), "fixed.k must be a whole number from 0 to 1048576, not 1000000000000"),
+        (lambda: lookahead.fixed(None), "fixed.k must be a whole number from 0 to 1048576, not None"),
+        (lambda: lookahead.heuristic(0), "heuristic.start must be a whole number from 1 to 1048576, not 0"),
+        (lambda: lookahead.heuristic("4"), "heuristic.start must be a whole number from 1 to 1048576, not '4'"),
+        (
+            lambda: lookahead.drafter_confidence(1.5),
+            "drafter_confidence.threshold must be a number from 0 to 1, not 1.5",
+        ),
+        (lambda: lookahead.drafter_confidence(float("nan")), "threshold must be a number from 0 to 1, not nan"),
+        (lambda: lookahead.bild_fallback(-0.1), "bild_fallback.threshold must be a number from 0 to 1, not -0.1"),
+        (lambda: lookahead.bild_fallback(True), "bild_fallback.threshold must be a number from 0 to 1, not True"),
+        (lambda: lookahead.verifier_guided(memory=1.01), "memory must be a number from 0 to 1, not 1.01"),
+        (lambda: lookahead.verifier_guided(memory=float("nan")), "memory must be a number from 0 to 1, not nan"),
+        (lambda: lookahead.verifier_guided(prior=0), "prior must be a number from 0.001 to 1000, not 0"),
+        (lambda: lookahead.verifier_guided(prior=float("inf")), "prior must be a number from 0.001 to 1000, not inf"),
+        (lambda: lookahead.verifier_guided(patience=0), "patience must be a whole number from 1 to 1048576, not 0"),
+        (lambda: lookahead.verifier_guided(patience=8.0), "patience must be a whole number from 1 to 1048576, not 8.0"),
+        (lambda: lookahead.verifier_guided(longest_wait=-1), "longest_wait must be a whole number from 1 to 1048576"),
+    ],
+)
+def test_bad_arguments_are_told(call, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        call()
+
+
+@pytest.mark.parametrize("tuning", [{"memory": 0.0}, {"memory": 1.0}, {"prior": 0.001}, {"prior": 1000.0}])
+def test_guided_stays_finite_at_the_ends_of_its_ranges(tuning):
+    controller, costs = lookahead.verifier_guided(**tuning), TABLES["usual"]
+    state = controller.init(3, costs)
+    for accepted in ([0, 2, 4], [0, 0, 4], [0, 1, 4]) * 5:
+        state, k = controller.propose(state)
+        state, *_ = controller.step(state, said([0.1, 0.5, 0.9]))
+        state = controller.update(state, verdict([4, 4, 4], accepted))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("case", lookahead_cases.CASES)
+def test_guided_does_as_it_did_when_it_was_recorded(case):
+    recorded = json.loads((Path(__file__).parent / "golden" / "lookahead.json").read_text())[case]
+    tuning, costs = lookahead_cases.CASES[case]
+    found = lookahead_cases.trace(lookahead.verifier_guided(**tuning), costs)
+    for name in ("proposed", "stepped", "drafted"):
+        assert found[name] == recorded[name], name
+    assert found["state"].keys() == recorded["state"].keys()
+    for name, value in recorded["state"].items():
+        np.testing.assert_allclose(found["state"][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_the_worked_example_is_what_happens():
+    tried = doctest.testmod(guided)
+    assert tried.attempted >= 10 and tried.failed == 0
 
 
 def test_costs_are_in_units_of_a_pass_over_one_token():

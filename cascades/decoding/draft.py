@@ -175,10 +175,11 @@ def draft(
         draft = draft._replace(length=jnp.where(drafting & ~sound, index, draft.length))
         drafting &= sound
         token = draw(scaled(logits, state.sampling), lax.dynamic_index_in_dim(keys, index, 1, keepdims=False))
-        said = Drafted(index, jnp.max(raw, axis=-1), at(raw, token), drafting)
+        said = Drafted(index, jnp.max(raw, axis=-1), drafting)
         lookahead_state, keep, more = lookahead.step(lookahead_state, said)
+        lookahead_state, another = lookahead.drawn(lookahead_state, said, at(raw, token))
         stop = jnp.where(keep | eager, index + 1, index)
-        ended = drafting & ~(more | eager)
+        ended = drafting & ~((more & another) | eager)
         column = jnp.minimum(index, k_max - 1)
         length = jnp.where(ended, jnp.minimum(draft.length, stop), draft.length).astype(jnp.int32)
 

@@ -13,6 +13,8 @@ from cascades.distributions import softmax
 from cascades.errors import UserError
 from cascades.typing import Array, Float, Int
 
+LONGEST = 32  # most tokens that are looked up: each is one more comparison with the whole row in the program
+
 
 class LookUp(NamedTuple):
     """A look-up of a row's last tokens in the row itself.
@@ -40,10 +42,10 @@ def look_up(order: int, *, alone: bool = False) -> LookUp:
     """Returns a `LookUp`.
 
     Raises:
-      UserError: the order is not positive.
+      UserError: the order is no whole number from 1 to `LONGEST`.
     """
-    if order < 1:
-        raise UserError(f"ngram order must be at least 1, not {order}.")
+    if type(order) is not int or not 1 <= order <= LONGEST:
+        raise UserError(f"the order of a look-up must be a whole number from 1 to {LONGEST}, not {order!r}.")
     return LookUp(order, alone)
 
 

@@ -4,10 +4,11 @@ import re
 
 import jax
 
+from cascades.decoding.lookup import LONGEST
 from cascades.errors import UserError
 from cascades.typing import Model
 
-_NGRAM = re.compile(r"ngram://(\d+)(?:\+(.+))?")
+_NGRAM = re.compile(r"ngram://([0-9]{1,4})(?:\+(.+))?")
 
 
 def split_drafter(name: str | None) -> tuple[int | None, str | None]:
@@ -17,15 +18,17 @@ def split_drafter(name: str | None) -> tuple[int | None, str | None]:
       name: a URI, `ngram://N`, `ngram://N+URI`, or None.
 
     Raises:
-      UserError: an n-gram drafter that is written in another way.
+      UserError: an n-gram drafter that is written in another way, or looks up no token or too many.
     """
-    match = _NGRAM.fullmatch(name or "")
-    if name is not None and name.startswith("ngram") and not match:
+    if name is None or not name.startswith("ngram"):
+        return None, name
+    match = _NGRAM.fullmatch(name)
+    if not match or not 1 <= int(match[1]) <= LONGEST:
         raise UserError(
-            "an n-gram drafter is written ngram://N with N from 1, as in ngram://3, or ngram://N+URI to help another, "
-            f"not {name!r}"
+            f"an n-gram drafter is written ngram://N with N at least 1 and at most {LONGEST}, as in ngram://3, or "
+            f"ngram://N+URI to help another, not {name!r}"
         )
-    return (int(match[1]), match[2]) if match else (None, name)
+    return int(match[1]), match[2]
 
 
 def check_verifier(verifier: Model, name: str) -> None:

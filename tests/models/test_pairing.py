@@ -20,6 +20,7 @@ EAGLE = dataclasses.replace(DECODER, reads_features=True)
         ("a/path", (None, "a/path")),
         ("shipped://x", (None, "shipped://x")),
         ("ngram://3", (3, None)),
+        ("ngram://32", (32, None)),
         ("ngram://12+shipped://x", (12, "shipped://x")),
         ("ngram://2+a+b", (2, "a+b")),
     ],
@@ -28,7 +29,24 @@ def test_a_drafter_is_split(name, expected):
     assert pairing.split_drafter(name) == expected
 
 
-@pytest.mark.parametrize("name", ["ngram", "ngram://", "ngram://x", "ngram://-1", "ngram://3+", "ngram:/3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ngram",
+        "ngram://",
+        "ngram://x",
+        "ngram://-1",
+        "ngram://3+",
+        "ngram:/3",
+        "ngram://0",
+        "ngram://33",
+        "ngram://3.5",
+        "ngram://100000",
+        pytest.param(f"ngram://{'9' * 5000}", id="many digits"),
+        "ngram://0+shipped://x",
+        "ngram://²",
+    ],
+)
 def test_a_misspelt_look_up_is_refused(name):
     with pytest.raises(UserError, match=r"written ngram://N .*not 'ngram"):
         pairing.split_drafter(name)
