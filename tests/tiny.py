@@ -221,11 +221,12 @@ def knobs(**values) -> list[str]:
 
 def pair(files: Files, **others) -> list[str]:
     """Returns the knobs that choose the tiny pair, and others. Given costs: nothing depends on the clock."""
-    k_max = others.get("K_MAX", 8)
+    k_max = others.get("K_MAX", 4)
     return knobs(
         **{
             "VERIFIER": files.verifier,
             "DRAFTER": files.drafter,
+            "K_MAX": k_max,
             "COSTS": (0.2, (1.0,) * (int(k_max) + 1)),
             "MAX_NEW_TOKENS": 24,
             **others,

@@ -29,6 +29,7 @@ def arrays(slots, dtype, s=S, heads=G):
     return q, *new, *(3 * jax.random.normal(each, (B, heads, slots, H), dtype) for each in keys[3:])
 
 
+@functools.partial(jax.jit, static_argnames=("window", "cap"))
 def plain(q, k, v, keys, values, length, window, cap):
     keys, values = kv.append(keys, k, length), kv.append(values, v, length)
     positions = length[:, None] + jnp.arange(q.shape[1], dtype=jnp.int32)[None]
@@ -103,8 +104,8 @@ def test_decoders_say_with_it_what_transformers_says(monkeypatch, name):
     with np.load(GOLDEN / f"decoder_{name}.npz") as golden:
         tokens, expected = golden["tokens"], golden["logits"]
     starts = np.array([4, 9])
-    cache = model.prefill(params, jnp.asarray(tokens), jnp.asarray(starts, jnp.int32), model.init_cache(2, 64))
-    extend = jax.jit(model.extend)
+    prefill, extend = jax.jit(model.prefill), jax.jit(model.extend)
+    cache = prefill(params, jnp.asarray(tokens), jnp.asarray(starts, jnp.int32), model.init_cache(2, 64))
     for width in (5, 1, 5, 5):
         chunk = np.stack([row[n : n + width] for row, n in zip(tokens, starts, strict=True)])
         _, wrong = extend(params, jnp.asarray((chunk + 7) % case["vocab_size"]), cache)

@@ -134,7 +134,7 @@ def test_a_drafter_of_few_tokens_is_compared_as_if_it_had_all(verifier, examples
     small = jax.random.normal(jax.random.key(3), (2, SIZES.answer, ids.size))
     ours = jnp.full((2, SIZES.answer, V), MASKED).at[:, :, ids].set(small)
     batch = jax.tree.map(jnp.asarray, padded(examples[:2], SIZES))
-    batch = distillation.teach(model, V, False)(params, batch)
+    batch = jax.jit(distillation.teach(model, V, False))(params, batch)
 
     fixed = model._replace(
         init_cache=lambda rows, slots: None,
@@ -142,8 +142,8 @@ def test_a_drafter_of_few_tokens_is_compared_as_if_it_had_all(verifier, examples
         extend=lambda *given: (Output(ours), None),
         score=lambda params, features, tokens: small,
     )
-    found = distillation.against(model, fixed, V, loss)({"head_ids": ids}, params, batch)
-    theirs = along_answers(model, params, batch)[0].logits
+    found = jax.jit(distillation.against(model, fixed, V, loss))({"head_ids": ids}, params, batch)
+    theirs = jax.jit(lambda *given: along_answers(model, *given)[0].logits)(params, batch)
     np.testing.assert_allclose(found["loss"], loss(ours, theirs), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found["acceptance"], 1 - losses.total_variation(ours, theirs), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(found["agreement"], jnp.argmax(ours, -1) == jnp.argmax(theirs, -1))
@@ -156,20 +156,21 @@ def test_a_reader_trains_on_what_it_reads_in_the_loop(verifier, examples, teach,
     drafter = build(dataclasses.replace(READER, num_layers=2, local_layers=local, window=window))
     params, each = drafter.init(jax.random.key(1)), examples[3]
     batch = teach(verifier[1], jax.tree.map(jnp.asarray, padded([each], SIZES)))
-    outputs = list(distillation.drafted(drafter, params, batch, 3))
+    outputs = jax.jit(lambda *given: list(distillation.drafted(drafter, *given, 3)))(params, batch)
     assert len(outputs) == 3
     text = jnp.asarray([each.prompt + each.answer], jnp.int32)
-    hidden = verifier[0].extend(verifier[1], text, verifier[0].init_cache(1, text.shape[1]))[0].features
+    empty = verifier[0].init_cache(1, text.shape[1])
+    hidden = jax.jit(verifier[0].extend)(verifier[1], text, empty)[0].features
     before = jnp.pad(hidden, ((0, 0), (1, 0), (0, 0)))[:, :-1]
     first = len(each.prompt) - 1
+    extend = jax.jit(drafter.extend)
     for token in range(len(each.answer)):
         for depth in range(min(token + 1, 3)):
             known = first + token - depth + 1  # tokens that are decided when the round begins
             cache = drafter.init_cache(1, text.shape[1])
-            output, cache = drafter.extend(params, text[:, :known], cache, features=before[:, :known])
-            for at in range(known, known + depth):
-                own = output.features[:, -1:]
-                output, cache = drafter.extend(params, text[:, at : at + 1], cache, features=own)
+            for at in range(known + depth):
+                read = before[:, at : at + 1] if at < known else output.features
+                output, cache = extend(params, text[:, at : at + 1], cache, features=read)
             found = outputs[depth].logits[0, token]
             np.testing.assert_allclose(found, output.logits[0, -1], rtol=2e-4, atol=2e-4)
 
@@ -179,7 +180,7 @@ def test_figures_tell_each_draft_of_a_round(verifier, examples, teach):
     params = drafter.init(jax.random.key(1))
     batch = teach(verifier[1], jax.tree.map(jnp.asarray, padded(examples[:2], SIZES)))
     one, three = (
-        distillation.against(verifier[0], drafter, V, losses.forward_kl, depth)(params, verifier[1], batch)
+        jax.jit(distillation.against(verifier[0], drafter, V, losses.forward_kl, depth))(params, verifier[1], batch)
         for depth in (1, 3)
     )
     assert set(three) - set(one) == {"acceptance_2", "acceptance_3", "agreement_2", "agreement_3"}
