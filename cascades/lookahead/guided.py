@@ -232,7 +232,8 @@ def _trust(state: Guided) -> Float[Array, " b"]:
 
 
 def _bin(confidence: Float[Array, "*b"]) -> Int[Array, "*b"]:
-    return jnp.sum(confidence[..., None] >= jnp.asarray(_EDGES, jnp.float32), axis=-1, dtype=jnp.int32)
+    edges = jnp.asarray(_EDGES, jnp.float32)
+    return jnp.searchsorted(edges, confidence, side="right", method="compare_all").astype(jnp.int32)
 
 
 def _lookup(table: Float[Array, "b bins"], index: Array) -> Float[Array, " b"]:

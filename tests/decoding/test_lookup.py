@@ -152,7 +152,7 @@ def test_a_model_that_says_nan_says_nan_still():
 
 
 def test_an_order_of_nothing_is_refused():
-    with pytest.raises(UserError, match="order must be at least 1, not 0"):
+    with pytest.raises(UserError, match="order of a look-up must be a whole number from 1 to 32, not 0"):
         look_up(0)
 
 
