@@ -24,7 +24,7 @@ import gin
 from absl import flags
 
 from cascades import ending
-from cascades.config import functions, knobs, statements
+from cascades.config import functions, knobs, reach, statements
 from cascades.config.statements import Source
 from cascades.errors import UserError
 
@@ -82,7 +82,7 @@ def configure(
     known = [each for each in stated if each.argument or each.key in kept]
     knobs.check_names(known)
     bindings = knobs.effective(known)
-    reached = knobs.reach(bindings, function.__name__)
+    reached = reach.reach(bindings, function.__name__)
     knobs.check_read(stated, reached, function, reader)
     knobs.check_set(bindings, reached, path)
     knobs.check_calls(reached)
@@ -167,7 +167,7 @@ def _knobs(function: str, base: str) -> str:
     stated = list(statements.of_file(statements.find(base, base), Source.INCLUDED))
     bindings, words = knobs.effective(stated), {each.key: each.words for each in stated if each.words}
     lines = ["", f"Knobs, as {base} sets them:"]
-    for name in sorted(knobs.reach(bindings, function.rpartition(".")[2]).knobs):
+    for name in sorted(reach.reach(bindings, function.rpartition(".")[2]).knobs):
         lines.append(f"  {bindings[name].text}")
         lines += _wrapped(words.get(name, ""))
     return "\n".join(lines)

@@ -2,46 +2,23 @@
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from cascades.config import statements
 from cascades.config.functions import fields, is_spec, lookup, parameters, required
-from cascades.config.statements import (
-    Binding,
-    Reference,
-    Source,
-    macros,
-    near,
-    of_file,
-    parts,
-)
+from cascades.config.reach import Bindings, Reached, short
+from cascades.config.statements import Binding, Reference, Source, macros, near, of_file, parts
 from cascades.errors import UserError
-
-Bindings = dict[str, Binding]  # the last of each key, which is the one that counts
-
-
-class Call(NamedTuple):
-    """`@scope/name` or `@scope/name()` where it is read. given: the arguments that are bound of it there."""
-
-    reference: Reference
-    given: frozenset[str]
-    where: str
-
-
-class Reached(NamedTuple):
-    """What a run reads. knobs: macros, and where each is read. keys: bindings of arguments. calls: of functions."""
-
-    knobs: dict[str, str]
-    keys: set[str]
-    calls: list[Call]
 
 
 def joined(words: Sequence[str]) -> str:
+    """Returns `a, b and c`."""
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def effective(bindings: Iterable[Binding]) -> Bindings:
+    """Returns the bindings that count, by key: the last of each."""
     return {binding.key: binding for binding in bindings}
 
 
@@ -79,65 +56,6 @@ def _check_argument(binding: Binding) -> None:
     elsewhere = {name: shown for name, shown in fields().items() if name not in known}
     hint = near(argument, [*known, *elsewhere], elsewhere)
     raise UserError(f"{where}: {selector} has no argument {argument}{hint}; it takes {', '.join(known)}")
-
-
-def reach(bindings: Bindings, function: str) -> Reached:
-    """Follows a run function's own bindings through `%NAME`, `@scope/name` and what is bound of it in that scope.
-
-    Functions are told apart by their short names, which no two may share, so that none need be imported.
-
-    Args:
-      bindings: those that count. function: its short name.
-
-    Raises:
-      UserError: a value that is made of itself.
-    """
-    bound: dict[str, list[Binding]] = {}
-    for binding in bindings.values():
-        if binding.argument:
-            bound.setdefault(_short(binding.selector), []).append(binding)
-    found = Reached({}, set(), [])
-    given: dict[tuple[str, str], frozenset[str]] = {}
-    begun: list[Any] = []  # what the value that is being read is part of
-
-    def visit(name: str, scope: str, where: str) -> frozenset[str]:
-        applied = [each for each in bound.get(name, ()) if _applies(each.scope, scope)]
-        if (name, scope) not in given or (name, scope) in begun:
-            given[name, scope] = frozenset(binding.argument for binding in applied)
-            found.keys.update(binding.key for binding in applied)
-            within((name, scope), applied, scope, where)
-        return given[name, scope]
-
-    def within(thing: Any, values: Sequence[Binding], scope: str, where: str) -> None:
-        if thing in begun:
-            raise UserError(f"{where}: a value cannot be made of itself")
-        begun.append(thing)
-        for binding in values:
-            read(binding, scope)
-        begun.pop()
-
-    def read(binding: Binding, scope: str) -> None:
-        where = binding.where
-        for item in parts(binding.value):
-            if isinstance(item, Reference):
-                arguments = visit(_short(item.name), item.scope or scope, where)
-                found.calls.append(Call(item, arguments, where))
-            elif not item.required and (item.name not in found.knobs or item.name in begun):
-                found.knobs[item.name] = where
-                values = [bindings[item.name]] if item.name in bindings else []
-                within(item.name, values, item.name, where)  # gin evaluates a macro in a scope of its own
-
-    visit(function, "", "")
-    return found
-
-
-def _short(selector: str) -> str:
-    return selector.rpartition(".")[2]
-
-
-def _applies(bound: str, scope: str) -> bool:
-    """Whether what is bound in a scope holds in another: in itself and in those within."""
-    return not bound or f"{scope}/".startswith(f"{bound}/")
 
 
 def check_read(bindings: Sequence[Binding], reached: Reached, function: Callable[..., Any], file: str) -> None:
@@ -196,7 +114,7 @@ def check_calls(reached: Reached) -> None:
 
 def binds(bindings: Sequence[Binding], function: Callable[..., Any]) -> bool:
     """Whether any binds an argument of a run function."""
-    return any(each.argument and _short(each.selector) == function.__name__ for each in bindings)
+    return any(each.argument and short(each.selector) == function.__name__ for each in bindings)
 
 
 def check_other_run(bindings: Sequence[Binding], function: Callable[..., Any], path: str) -> None:
