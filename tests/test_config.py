@@ -286,6 +286,17 @@ def test_an_argument_that_nothing_binds_is_named(folder, capsys):
     assert "toy needs drafter and lookahead: bind toy.drafter in thin.gin" in capsys.readouterr().err
 
 
+def test_what_is_in_effect_is_one_value_a_name_wherever_it_comes_from(folder):
+    (folder / "outer.gin").write_text("include 'base.gin'\nALPHA = 0.2\ntoy.width = {'a = b': ['# no', 'two\\n']}\n")
+    config.configure(toy, "outer.gin", [*GIVEN, "RULE=@opt", "ALPHA=0.3"])
+    found = config.in_effect()
+    assert found["ALPHA"] == "0.3" and found["RULE"] == "@opt" and found["DRAFTER"] == "'a/b'"
+    assert found["toy.alpha"] == "%ALPHA" and found["toy.width"] == "{'a = b': ['# no', 'two\\n']}"
+    assert len(found) == 9  # four knobs, five arguments
+    config.configure(toy, "base.gin", [*GIVEN, "RULE=@opt", "ALPHA=0.3"])
+    assert {name for name in found if config.in_effect().get(name) != found[name]} == {"toy.width"}
+
+
 def test_an_interrupt_ends_with_one_line_and_130(capsys):
     assert launch("--config=base.gin", "--gin.DRAFTER='stop'") == 130
     assert capsys.readouterr().err == "interrupted\n"
