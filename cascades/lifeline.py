@@ -15,6 +15,7 @@ from collections.abc import Callable
 from cascades import ending
 
 _PATIENCE = 30.0  # seconds in which hosts that have joined connect
+_SAYING = 5.0  # seconds in which a connection says whose it is
 _TOKEN, _NUMBER, _WELCOME = 32, 8, b"+"  # a host says the token, 32 characters, and its number, and is welcomed
 
 
@@ -122,7 +123,7 @@ def _accepted(server: socket.socket, hosts: int, token: str) -> dict[int, socket
         server.settimeout(left)
         with contextlib.ExitStack() as kept, contextlib.suppress(OSError, ValueError):
             peer = kept.enter_context(server.accept()[0])
-            peer.settimeout(left)
+            peer.settimeout(min(left, _SAYING))
             said = peer.recv(_TOKEN + _NUMBER, socket.MSG_WAITALL)
             if secrets.compare_digest(said[:_TOKEN], token.encode()):
                 host = int(said[_TOKEN:])
