@@ -90,7 +90,7 @@ def test_a_drafter_of_few_tokens_and_a_shared_embedding_changes_nothing_that_is_
     drafter, ids = tmp_path / "run" / "drafter", []
     for name, method in (
         ("alone", {"METHOD": "verifier_only"}),
-        ("pair", {"RULE": "@lossless", "DRAFTER": str(drafter)}),
+        ("pair", {"RULE": "@lossless", "LOOKAHEAD": "@fixed()", "DRAFTER": str(drafter)}),
     ):
         output = tmp_path / f"{name}.jsonl"
         assert tiny.launch(*tiny.pair(tiny_files, **method), "--prompt=the quick", f"--output={output}") == 0
@@ -122,7 +122,7 @@ def test_a_drafter_that_reads_hidden_states_learns_and_changes_nothing_that_is_l
     }
     for name, method in methods.items():
         output = tmp_path / f"{name}.ids.jsonl"
-        method |= {"RULE": "@lossless"}
+        method |= {"RULE": "@lossless", "LOOKAHEAD": "@fixed()"}  # as above: one program
         assert tiny.launch(*tiny.pair(tiny_files, **method), *prompts, f"--output={output}") == 0
         ids.append({line["prompt"]: line["token_ids"] for line in tiny.lines(output)})  # a line as each ends
     assert ids[0] == ids[1] == ids[2] and len(ids[0]) == len(prompts)
