@@ -13,17 +13,22 @@ os.environ["TERM"] = "xterm"
 for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
     os.environ.pop(name, None)
 
-# Programs of tests run for milliseconds and compile for seconds: with these flags for a third of them. Processes that
-# tests start inherit them. `XLA_FLAGS= python -m pytest` compiles as users do.
-QUICK = "--xla_backend_optimization_level=0"
-if jax.__version_info__ < (0, 11):
-    QUICK += " --xla_cpu_use_fusion_emitters=false"  # a flag that later versions no longer have
-os.environ.setdefault("XLA_FLAGS", QUICK)
-
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_threefry_partitionable", True)
+
+
+# Programs of tests run for milliseconds and compile for seconds: with these flags for a third of them.
+QUICK = "--xla_backend_optimization_level=0"
+if jax.__version_info__ < (0, 11):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"  # a flag that later versions no longer have
+
+
+def pytest_configure(config):
+    """Compiles quickly, also in the processes that tests start. Slow tests, and `XLA_FLAGS= pytest`, do as users do."""
+    if "not slow" in config.option.markexpr:
+        os.environ.setdefault("XLA_FLAGS", QUICK)
 
 
 MOST_MAPS = 20_000  # regions of memory; Linux ends a process at 65,530, and each compiled program takes several
