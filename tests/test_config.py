@@ -12,6 +12,7 @@ from absl.testing import flagsaver
 from cascades import config, rules
 from cascades.config import statements
 from cascades.errors import UserError
+from cascades.lookahead import given_costs
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = """
@@ -24,6 +25,7 @@ toy.rule = %RULE
 toy.lookahead = %LOOKAHEAD
 toy.alpha = %ALPHA
 """
+COSTS = given_costs(4, 0.2)
 GIVEN = ("DRAFTER='a/b'",)
 
 flags.DEFINE_multi_string("toy_prompt", None, "A prompt; may be repeated.")
@@ -110,7 +112,7 @@ def test_a_function_itself_and_what_it_returns():
 
 def test_arguments_of_a_factory_and_of_a_rule_can_be_bound():
     lookahead = called(*GIVEN, "fixed.k=3")["lookahead"]
-    assert lookahead.init(2, None).tolist() == [3, 3]
+    assert lookahead.init(2, COSTS).tolist() == [3, 3]
     assert "fixed.k = 3" in config.operative()
 
 
@@ -157,7 +159,7 @@ def test_the_operative_config_repeats_the_run(folder):
     (folder / "again.gin").write_text(config.operative())
     again = called(path="again.gin")
     assert again["rule"] is arguments["rule"] and again["alpha"] == 0.25 and again["drafter"] == "a/b"
-    assert again["lookahead"].init(1, None).tolist() == [5]
+    assert again["lookahead"].init(1, COSTS).tolist() == [5]
 
 
 # What a user gets wrong: one sentence, with what came and what to do.
@@ -364,7 +366,7 @@ def refused(text, *overrides, function=toy):
 def test_a_pair_is_read_over_the_run_file(other):
     arguments = over("DRAFTER = 'mine'\nALPHA = 0.5\n")
     assert (arguments["drafter"], arguments["alpha"]) == ("mine", 0.5)
-    assert arguments["lookahead"].init(1, None).tolist() == [5], "what the pair does not set is the run file's"
+    assert arguments["lookahead"].init(1, COSTS).tolist() == [5], "what the pair does not set is the run file's"
     assert over("DRAFTER = 'mine'\nALPHA = 0.5\n", "ALPHA=0.7")["alpha"] == 0.7
 
 
@@ -381,7 +383,7 @@ def test_a_pair_may_include_another(other):
 def test_a_complete_run_file_is_not_read_over_another(other):
     (other / "whole.gin").write_text("toy.drafter = 'w'\ntoy.rule = @opt\ntoy.lookahead = @fixed()\ntoy.alpha = 1\n")
     config.configure(toy, "whole.gin", (), "configs/toy.gin")()
-    assert calls[-1]["drafter"] == "w" and calls[-1]["lookahead"].init(1, None).tolist() != [5]
+    assert calls[-1]["drafter"] == "w" and calls[-1]["lookahead"].init(1, COSTS).tolist() != [5]
 
 
 def test_a_knob_of_another_launcher_is_passed_over_in_a_pair_and_refused_elsewhere(other):
@@ -422,10 +424,10 @@ def test_what_is_bound_in_a_scope_is_read_there_alone(folder):
         "include 'base.gin'\nLEFT = 1\nRIGHT = 2\nLOOKAHEAD = @left/fixed()\n"
         "left/fixed.k = %LEFT\nright/fixed.k = %RIGHT\n"
     )
-    assert called(*GIVEN, "LEFT=4", path="run.gin")["lookahead"].init(1, None).tolist() == [4]
+    assert called(*GIVEN, "LEFT=4", path="run.gin")["lookahead"].init(1, COSTS).tolist() == [4]
     assert "--gin.RIGHT=4: nothing in run.gin reads RIGHT" in error(*GIVEN, "RIGHT=4", path="run.gin")
     both = called(*GIVEN, "RIGHT=4", "LOOKAHEAD=@left/right/fixed()", "left/right/fixed.k=%RIGHT", path="run.gin")
-    assert both["lookahead"].init(1, None).tolist() == [4]
+    assert both["lookahead"].init(1, COSTS).tolist() == [4]
 
 
 def test_a_field_of_a_spec_that_nothing_makes_is_refused(folder):

@@ -98,7 +98,7 @@ def operative() -> str:
     return gin.operative_config_str()
 
 
-def bindings() -> dict[str, str]:
+def in_effect() -> dict[str, str]:
     """Returns what every binding in effect says, by its name."""
     lines = (line.partition(" = ") for line in gin.config_str(max_line_length=1 << 20).splitlines())
     return {name: value for name, equals, value in lines if equals and not name.startswith("#")}
@@ -132,7 +132,7 @@ def _run(function: str | Callable[..., Any], base: str | None, names: Sequence[s
     if missing:
         name = f"{function.__name__}.{missing[0]}"
         raise UserError(f"{function.__name__} needs {knobs.joined(missing)}: bind {name} in {_CONFIG.value}")
-    hosts.compare(arguments, bindings())
+    hosts.compare(arguments, in_effect())
     if "config_text" in inspect.signature(function).parameters:
         arguments["config_text"] = operative
     configured(**arguments)

@@ -186,9 +186,10 @@ def test_greedy_text_is_the_verifiers_and_look_up_drafts_what_repeats(alone):
         state = decode(pair, request(cases(Settings(0.0))), forced=forced)
         assert texts(state) == [greedy_text(pair, case) for case in cases(Settings(0.0))]
     info = jax.tree.map(np.asarray, decode(pair, request(cases(Settings(0.0))), forced=4).info)
-    assert info.accepted.sum() > 0.5 * info.drafted.sum()  # greedy text of a table soon goes in circles
+    assert info.accepted.sum() > 0.4 * info.drafted.sum()  # greedy text of a table soon goes in circles
     plain = pair._replace(programs=compile_plan(pair.programs.plan._replace(lookup=None)))
-    assert info.accepted.sum() > 1.2 * np.sum(decode(plain, request(cases(Settings(0.0))), forced=4).info.accepted)
+    unaided = np.asarray(decode(plain, request(cases(Settings(0.0))), forced=4).info.accepted)
+    assert info.accepted.sum() > 1.2 * unaided.sum()
 
 
 @pytest.mark.parametrize("alone", [False, True])
