@@ -102,6 +102,8 @@ KNOBS = {
     "rule_is_a_lookahead": ({"RULE": "@fixed"}, "RULE must be a function (pair, alpha) -> Target"),
     "lookahead_is_a_rule": ({"LOOKAHEAD": "@token_v3"}, "LOOKAHEAD must be a draft-length controller"),
     "lookahead_text": ({"LOOKAHEAD": "fixed"}, "LOOKAHEAD must be a draft-length controller"),
+    "fixed_half": ({"LOOKAHEAD": "@fixed()", "fixed.k": 2.5}, "fixed.k must be a whole number from 0 to 1048576, not"),
+    "guided_memory": ({"verifier_guided.memory": 2}, "verifier_guided.memory must be a number from 0 to 1, not 2"),
     "token_cascade_with_opt": (
         {"METHOD": "token_cascade", "RULE": "@opt"},
         "a token cascade needs a rule that looks at",
@@ -118,7 +120,8 @@ KNOBS = {
     "verifier_preset_unknown": ({"VERIFIER_PRESET": "gema2_2b"}, "gemma2_2b"),
     "drafter_none": ({"DRAFTER": None}, "METHOD='speculative' needs a drafter: set DRAFTER"),
     "drafter_missing": ({"DRAFTER": "no/such/folder"}, "there is no file or directory no/such/folder"),
-    "ngram_zero": ({"DRAFTER": "ngram://0"}, "ngram"),
+    "ngram_zero": ({"DRAFTER": "ngram://0"}, "with N at least 1 and at most 32, as in ngram://3"),
+    "ngram_many": ({"DRAFTER": "ngram://100000"}, "with N at least 1 and at most 32, as in ngram://3"),
     "ngram_text": ({"DRAFTER": "ngram://x"}, "an n-gram drafter is written ngram://N"),
     "ngram_and_nothing": ({"DRAFTER": "ngram://3+"}, "or ngram://N+URI to help another, not 'ngram://3+'"),
     "ngram_and_missing": ({"DRAFTER": "ngram://3+no/such/folder"}, "there is no file or directory no/such/folder"),
