@@ -52,6 +52,6 @@ class Plan(NamedTuple):
 
 
 def fine_widths(k_max: int) -> tuple[int, ...]:
-    """Returns 1, 2, 3, 5, 9, … and k_max + 1: for machines on which a pass takes as long as it has tokens."""
-    powers = [1 + (1 << i) for i in range(k_max.bit_length()) if 1 << i < k_max]
+    """Returns 1, 3, 9, 27, … and k_max + 1: for machines on which wide passes take longer than narrow ones."""
+    powers = [3**i for i in range(1, 5) if 3**i <= k_max]
     return (1, *powers, k_max + 1) if k_max else (1,)

@@ -13,6 +13,7 @@ import numpy as np
 
 from cascades import hosts, lookahead
 from cascades.decoding import FREE, Origin, Plan, Programs, Request, State, advance_sequential, compile_plan
+from cascades.decoding.plan import fine_widths
 from cascades.decoding.round import advance
 from cascades.distributions import Sampling
 from cascades.errors import UserError
@@ -100,6 +101,8 @@ def build(pair: Pair, settings: Settings) -> Engine:
         bonus="target" if oracle else settings.bonus,  # pyright: ignore[reportArgumentType]
         alone=Origin.VERIFIER if settings.method == "verifier_only" else Origin.DRAFTER,
         layout=verifier.layout,
+        # Of an accelerator all passes of a few tokens take about as long, and each width is one more copy to compile.
+        widths=fine_widths(settings.k_max) if jax.default_backend() == "cpu" and drafter and not oracle else (),
         lookup=pair.drafter.lookup if pair.drafter and settings.method != "verifier_only" else None,
     )
     programs = compile_plan(plan, advance_sequential if settings.method == "token_cascade" else advance)
