@@ -60,7 +60,7 @@ def time_rounds(
         state = engines.admit(engine, compiled, state, request, slot)
     drafter = engine.programs.plan.drafter
     room = max(drafter.context_length - max(lengths), 1) if drafter else compiled.shapes.slots
-    start = np.minimum(np.asarray(hosts.whole(request.length))[0], np.int32(room))
+    start = min(int(np.asarray(hosts.whole(request.length))[0]), room)
     nothing = np.zeros((compiled.shapes.batch,), bool)
     seconds: dict[int, float] = {}
     for k in lengths:
@@ -75,9 +75,9 @@ def time_rounds(
     return dict(zip(seconds, hosts.agreed(np.asarray([*seconds.values()], np.float32)).tolist(), strict=True))
 
 
-def _again(state: State, start: np.ndarray, slots: int) -> State:
+def _again(state: State, start: int, slots: int) -> State:
     """Whatever the text did, every row takes part again and stands where its prompt ended."""
-    length = 0 * state.length + start  # on a mesh it stays where it is
+    length = 0 * state.length + np.int32(start)  # on a mesh it stays where it is
     return state._replace(
         finish=0 * state.finish,
         silent=state.silent & False,

@@ -2,9 +2,10 @@
 
 import jax
 import pytest
+import tiny
 
 from cascades import lookahead, rules
-from cascades.generation import Settings, build, complete, generate, load_pair, queries
+from cascades.generation import Settings, build, complete, generate, load_pair, named, queries
 from cascades.generation import engine as engines
 from cascades.generation.slots import Finished, Slots, Token
 
@@ -13,7 +14,7 @@ PROMPTS = ["the quick brown fox", "a small model", "12 + 3", "the", "lazy dog ju
 
 @pytest.fixture(scope="module")
 def pair(tiny_files):
-    return load_pair(tiny_files.verifier, tiny_files.drafter)
+    return load_pair(tiny.specs(verifier=tiny_files.verifier, drafter=tiny_files.drafter)["pair"])
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def mixed(engine):
         {"temperature": 1.0, "seed": 7, "ignore_eos": True},
         {"temperature": 0.8, "top_k": 5, "max_new_tokens": 9, "stop": ("e",)},
     ]
-    return [query._replace(**change) for change in changes for query in base]
+    return named([query._replace(**change) for change in changes for query in base])
 
 
 def test_a_request_has_its_own_settings_and_its_own_text(engine):
