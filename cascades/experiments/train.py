@@ -14,6 +14,7 @@ from cascades.errors import UserError
 from cascades.experiments import terminal, training_run
 from cascades.generation import compilation_cache, default_dtype
 from cascades.models import T5Config, build
+from cascades.models.api import WHOLE
 from cascades.training import architectures, data, learner, losses
 from cascades.training.architectures import Architecture
 from cascades.training.data import Batch
@@ -78,7 +79,7 @@ def train(
             source.write_bytes(pieces_of(lines, vocabulary, begins=not encodes))
     words = tokenizers.load(source)
     config = model(-(-words.vocab_size // 128) * 128)  # a head of whole tiles, which more chips can share
-    functions = build(config, dtype, layout, kernels=False)
+    functions = build(config, dtype, layout, kernels=False, chunk=WHOLE)
     examples = data.fitting(data.tokenized(lines, words, functions.start, raw=True), sizes)
     mine, aside = data.held_out(examples, training.held_out, training.seed)
     mine, key = data.fitting(mine, sizes), jax.random.key(training.seed)

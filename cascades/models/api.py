@@ -19,6 +19,7 @@ from cascades.typing import Array, Branch, Float, Int, Key, Model, Output, Param
 
 CHUNKS = {"cpu": 32, "tpu": 256}
 """Tokens of one pass of a prefill: as many as a machine multiplies in about the time that reading the weights takes."""
+WHOLE = 1 << 30
 
 
 def decoder(
@@ -41,7 +42,8 @@ def decoder(
       cache_dtype: of the cache, where it is another: int8 quantises keys and values, a scale for each token and head.
       kernels: whether TPUs attend by the kernel of `decode_attention`.
       features: whether its caches keep what a drafter may read.
-      chunk: tokens of one pass of a prefill; None is what suits the machine.
+      chunk: tokens of one pass of a prefill; None is what suits the machine, `WHOLE` takes a prompt in one pass, which
+        alone can be differentiated.
     """
     chunk = chunk or CHUNKS.get(jax.default_backend(), CHUNKS["tpu"])
     graph, _ = _split(config, jnp.dtype(dtype))
@@ -66,6 +68,9 @@ def decoder(
         """In chunks of one width, as many as the longest row fills, so that prompts of any length share a program."""
         _check_prompt(tokens, cache)
         module, width = nnx.merge(graph, params), min(chunk, tokens.shape[1])
+        if width == tokens.shape[1]:
+            _, cache = module.hidden(tokens, cache, start=jnp.int32(0), constrain=constrain, features=features)
+            return kv.rewind(cache, lengths)
 
         def more(carry):
             start, _ = carry
@@ -158,6 +163,7 @@ def build(
     *,
     kernels: bool = True,
     features: bool = False,
+    chunk: int | None = None,
 ) -> Model:
     """Returns the functions of a model of either kind; for the arguments see `decoder`.
 
@@ -168,7 +174,7 @@ def build(
         if features:
             raise UserError("a drafter that reads hidden states drafts for a decoder, not for an encoder–decoder.")
         return encoder_decoder(config, dtype, layout, cache_dtype)
-    return decoder(config, dtype, layout, cache_dtype, kernels=kernels, features=features)
+    return decoder(config, dtype, layout, cache_dtype, kernels=kernels, features=features, chunk=chunk)
 
 
 def abstract_params(config: Config, dtype=jnp.float32) -> Params:

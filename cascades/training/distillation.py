@@ -15,6 +15,7 @@ from cascades.cache import rewind
 from cascades.checkpoints import Checkpoint
 from cascades.errors import UserError
 from cascades.models import build
+from cascades.models.api import WHOLE
 from cascades.models.layers import MASKED
 from cascades.sharding import Layout
 from cascades.tokenizers import Tokenizer
@@ -68,9 +69,9 @@ def prepare(
             f"a drafter must know the verifier's {size} tokens, but this one has {begun.config.vocab_size}: begin with "
             "a model of the same vocabulary"
         )
-    small = build(begun.config, dtype, layout, kernels=False)
+    small = build(begun.config, dtype, layout, kernels=False, chunk=WHOLE)
     reads = small.reads is not None
-    large = build(teacher.config, dtype, layout, kernels=False, features=reads)
+    large = build(teacher.config, dtype, layout, kernels=False, features=reads, chunk=WHOLE)
     found, state = learner.begin(
         begun.config,
         begun.params,
