@@ -219,19 +219,27 @@ def write(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
 
     A scatter of one token becomes an update that is repeated inside the products that read the buffer, each time on
     a copy of all of it. So a single token is written twice: the second one lands behind the row's new length, or is
-    dropped. A scatter into bfloat16 goes through float32 copies of every buffer; one pass of selects does not.
+    dropped.
     """
     if buffer.dtype != jnp.float32:
-        return lax.platform_dependent(buffer, new, length, cpu=_write_by_select, default=kv.write)
+        return lax.platform_dependent(buffer, new, length, cpu=_write_narrow, default=kv.write)
     if buffer.shape[0] * new.shape[2] == 1:
         new = jnp.concatenate([new, new], axis=2)
     return kv.write(buffer, new, length)
 
 
-def _write_by_select(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
-    token = jnp.arange(buffer.shape[2], dtype=jnp.int32)[None, :] - length[:, None]
-    token = jnp.expand_dims(token, (1, *range(3, buffer.ndim)))
-    written = jnp.take_along_axis(new.astype(buffer.dtype), jnp.maximum(token, 0), axis=2, mode="clip")
-    buffer = jnp.where((token >= 0) & (token < new.shape[2]), written, buffer)
+def _write_narrow(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
+    """One token by a pass of selects, more by a scatter: of their bits, since one of bfloat16 would go through float32
+    copies of the buffer."""
+    new = new.astype(buffer.dtype)
+    if new.shape[2] == 1:
+        slot = jnp.arange(buffer.shape[2], dtype=jnp.int32)[None, :]
+        here = jnp.expand_dims(slot == length[:, None], (1, *range(3, buffer.ndim)))
+        buffer = jnp.where(here, new, buffer)
+    elif buffer.dtype == jnp.bfloat16:
+        bits = (lax.bitcast_convert_type(x, jnp.uint16) for x in (buffer, new))
+        buffer = lax.bitcast_convert_type(kv.write(*bits, length), jnp.bfloat16)
+    else:
+        buffer = kv.write(buffer, new, length)
     # XLA of jax 0.12 would select once more inside what reads the buffer, and for that keep a copy of the old one.
     return lax.optimization_barrier(buffer)
