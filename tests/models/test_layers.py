@@ -102,10 +102,10 @@ def test_attention_of_a_row_that_sees_nothing_is_finite():
 @pytest.mark.parametrize(
     ("width", "lengths"), [(1, (0,)), (1, (7,)), (1, (8,)), (1, (3, 8)), (3, (5, 6)), (3, (0, 9)), (17, (1, 0))]
 )
-def test_append_writes_and_drops_what_falls_behind_the_end(width, lengths, dtype):
+def test_write_drops_what_falls_behind_the_end(width, lengths, dtype):
     b = len(lengths)
     buffer, new = 50 * random(b, 2, 8, 4), 50 * random(b, 2, width, 4, seed=1)
-    out = layers.append(jnp.asarray(buffer, dtype), jnp.asarray(new, dtype), jnp.asarray(lengths, jnp.int32))
+    out = layers.write(jnp.asarray(buffer, dtype), jnp.asarray(new, dtype), jnp.asarray(lengths, jnp.int32))
     assert out.dtype == dtype
     for row, length in enumerate(lengths):
         end = min(length + width, 8)
