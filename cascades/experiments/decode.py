@@ -76,6 +76,8 @@ def decode(
     out, err = terminal.consoles(quiet=not hosts.leads())
     if not found and not interactive:
         err.print(f"nothing to do: shard {shard} holds no prompt", highlight=False)
+        if output is not None:  # as the others have one
+            hosts.lead(lambda: records.open_append(output).close())
         return []
     failed: dict[int, Result] = {}
     for place, entry in enumerate(found):
