@@ -237,8 +237,8 @@ def _write_narrow(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
         here = jnp.expand_dims(slot == length[:, None], (1, *range(3, buffer.ndim)))
         buffer = jnp.where(here, new, buffer)
     elif buffer.dtype == jnp.bfloat16:
-        bits = (lax.bitcast_convert_type(x, jnp.uint16) for x in (buffer, new))
-        buffer = lax.bitcast_convert_type(kv.write(*bits, length), jnp.bfloat16)
+        old, written = (lax.bitcast_convert_type(x, jnp.uint16) for x in (buffer, new))
+        buffer = lax.bitcast_convert_type(kv.write(old, written, length), jnp.bfloat16)
     else:
         buffer = kv.write(buffer, new, length)
     # XLA of jax 0.12 would select once more inside what reads the buffer, and for that keep a copy of the old one.
