@@ -207,6 +207,9 @@ def placed(buffer: kv.Buffer, constrain: Constrain) -> kv.Buffer:
     return jax.tree.map(lambda part: constrain(part, CACHE[: part.ndim]), buffer)
 
 
+_SELECTED_TOKENS = 16  # up to so many are written to a narrow cache by selects on CPUs: passes of a decoding loop
+
+
 def append(buffer: kv.Buffer, new: Float[Array, "b g s h"], length: Int[Array, " b"]) -> kv.Buffer:
     """`cache.append`, written so that XLA on CPUs makes no copy of the buffer."""
     if isinstance(buffer, kv.Int8Buffer):
@@ -219,27 +222,21 @@ def write(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
 
     A scatter of one token becomes an update that is repeated inside the products that read the buffer, each time on
     a copy of all of it. So a single token is written twice: the second one lands behind the row's new length, or is
-    dropped.
+    dropped. A scatter into bfloat16 goes through float32 copies of every buffer; one pass of selects does not. (One of
+    its bits as integers would not either, but has no gradient.)
     """
-    if buffer.dtype != jnp.float32:
-        return lax.platform_dependent(buffer, new, length, cpu=_write_narrow, default=kv.write)
+    if buffer.dtype != jnp.float32 and new.shape[2] <= _SELECTED_TOKENS:
+        return lax.platform_dependent(buffer, new, length, cpu=_write_by_selects, default=kv.write)
     if buffer.shape[0] * new.shape[2] == 1:
         new = jnp.concatenate([new, new], axis=2)
     return kv.write(buffer, new, length)
 
 
-def _write_narrow(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
-    """One token by a pass of selects, more by a scatter: of their bits, since one of bfloat16 would go through float32
-    copies of the buffer."""
+def _write_by_selects(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
+    behind = jnp.arange(buffer.shape[2], dtype=jnp.int32)[None, :] - length[:, None]
+    behind = jnp.expand_dims(behind, (1, *range(3, buffer.ndim)))
     new = new.astype(buffer.dtype)
-    if new.shape[2] == 1:
-        slot = jnp.arange(buffer.shape[2], dtype=jnp.int32)[None, :]
-        here = jnp.expand_dims(slot == length[:, None], (1, *range(3, buffer.ndim)))
-        buffer = jnp.where(here, new, buffer)
-    elif buffer.dtype == jnp.bfloat16:
-        old, written = (lax.bitcast_convert_type(x, jnp.uint16) for x in (buffer, new))
-        buffer = lax.bitcast_convert_type(kv.write(old, written, length), jnp.bfloat16)
-    else:
-        buffer = kv.write(buffer, new, length)
+    for token in range(new.shape[2]):
+        buffer = jnp.where(behind == token, new[:, :, token : token + 1], buffer)
     # XLA of jax 0.12 would select once more inside what reads the buffer, and for that keep a copy of the old one.
     return lax.optimization_barrier(buffer)
