@@ -25,9 +25,9 @@ from cascades.generation import (
     compilation_cache,
     generate,
     load_pair,
-    name,
     queries,
     query,
+    with_name,
 )
 
 
@@ -103,7 +103,7 @@ def decode(
             request = queries(
                 engine, [entry["prompt"]], raw=prompts.raw_prompt, control_tokens=prompts.control_tokens, label=label
             )[0]
-            requests[place] = name(request, copies[place])
+            requests[place] = with_name(request, copies[place])
         except UserError as error:
             failed[place] = answers.failure(entry["prompt"], str(error), err)
     places = list(requests)

@@ -7,7 +7,7 @@ from cascades.generation.placement import default_dtype
 from cascades.generation.programs import compilation_cache
 from cascades.generation.results import Result
 from cascades.generation.settings import METHODS, Settings
-from cascades.generation.slots import Finished, Query, Slots, Token, name, named
+from cascades.generation.slots import Finished, Query, Slots, Token, named, with_name
 from cascades.generation.specs import ModelSpec, PairSpec, PromptSpec
 from cascades.generation.stream import complete, generate, prepare, queries, query
 
@@ -32,10 +32,10 @@ __all__ = [
     "default_dtype",
     "generate",
     "load_pair",
-    "name",
     "named",
     "prepare",
     "queries",
     "query",
     "shared_vocabulary",
+    "with_name",
 ]

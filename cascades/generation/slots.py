@@ -202,12 +202,12 @@ def named(queries: Sequence[Query]) -> list[Query]:
     copies: Counter[tuple[int, ...]] = Counter()
     found = []
     for query in queries:
-        found.append(query if query.name else name(query, copies[query.ids]))
+        found.append(query if query.name else with_name(query, copies[query.ids]))
         copies[query.ids] += 1
     return found
 
 
-def name(query: Query, copy: int) -> Query:
+def with_name(query: Query, copy: int) -> Query:
     """Gives a request its name: that of its tokens, and how many equal ones came before it."""
     return query._replace(name=(zlib.crc32(np.asarray(query.ids, np.int32).tobytes()), copy))
 
