@@ -1,8 +1,10 @@
 """What a round costs, measured on the program that runs."""
 
 import time
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cascades import hosts
@@ -11,6 +13,7 @@ from cascades.decoding import Request, State
 from cascades.generation import engine as engines
 from cascades.generation.engine import Compiled, Engine, Shapes
 from cascades.lookahead import Costs, given_costs
+from cascades.typing import Array, Int
 
 
 def programs_for(engine: Engine, shapes: Shapes, ids: tuple[int, ...]) -> Compiled:
@@ -60,14 +63,16 @@ def time_rounds(
         state = engines.admit(engine, compiled, state, request, slot)
     drafter = engine.programs.plan.drafter
     room = max(drafter.context_length - max(lengths), 1) if drafter else compiled.shapes.slots
-    start = min(int(np.asarray(hosts.whole(request.length))[0]), room)
+    # On a mesh all of it stays where it is.
+    places = jax.tree.map(lambda x: x.sharding, state)
+    again = jax.jit(partial(_again, slots=compiled.shapes.slots), donate_argnums=0, out_shardings=places)
+    start = np.int32(min(int(np.asarray(hosts.whole(request.length))[0]), room))
     nothing = np.zeros((compiled.shapes.batch,), bool)
     seconds: dict[int, float] = {}
     for k in lengths:
         times = []
         for _ in range(repeats + 1):  # the first is warm-up: the drafter may have to catch up
-            state = _again(state, start, compiled.shapes.slots)
-            jax.block_until_ready(state)
+            state = jax.block_until_ready(again(state, start))
             began = time.perf_counter()
             state = jax.block_until_ready(engines.proceed(engine, compiled, state, nothing, 1, k))
             times.append(time.perf_counter() - began)
@@ -75,14 +80,14 @@ def time_rounds(
     return dict(zip(seconds, hosts.agreed(np.asarray([*seconds.values()], np.float32)).tolist(), strict=True))
 
 
-def _again(state: State, start: int, slots: int) -> State:
+def _again(state: State, start: Int[Array, ""], slots: int) -> State:
     """Whatever the text did, every row takes part again and stands where its prompt ended."""
-    length = 0 * state.length + np.int32(start)  # on a mesh it stays where it is
+    length = jnp.full_like(state.length, start)
     return state._replace(
-        finish=0 * state.finish,
-        silent=state.silent & False,
+        finish=jnp.zeros_like(state.finish),
+        silent=jnp.zeros_like(state.silent),
         length=length,
-        limit=0 * state.limit + np.int32(slots),
+        limit=jnp.full_like(state.limit, slots),
         verifier_cache=rewind(state.verifier_cache, length - 1),
         drafter_cache=rewind(state.drafter_cache, length - 1) if state.drafter_cache else None,
     )

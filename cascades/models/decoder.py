@@ -3,9 +3,10 @@
 Layers are unrolled: on CPUs a scan over stacked weights copies each layer's weights at every step.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,14 @@ MLP = ("batch", None, "mlp")
 LOGITS = ("batch", None, "vocab")
 
 
-class View(NamedTuple):
-    """What the global layers of one pass share, or the sliding ones.
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("rotation", "mask", "start"),
+    meta_fields=("window", "constrain", "kernel"),
+)
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What the global layers of one pass share, or the sliding ones. The last three fields are static.
 
     rotation: cosine and sine of the new positions.
     mask: which slots of the buffer each new token sees.
@@ -118,6 +125,9 @@ class Block(nnx.Module):
         return view.constrain(self.down(gate * view.constrain(self.up(y), MLP)), HIDDEN)
 
 
+_layer = jax.jit(Block.__call__)  # so that all layers of a kind are traced, and stand in the program's text, once
+
+
 class Embedding(nnx.Module):
     """The token table."""
 
@@ -181,7 +191,7 @@ class Decoder(nnx.Module):
         keys, values = [], []
         for i in range(config.num_layers):
             view = views[config.is_local(i)]
-            x, k, v = self.layers[str(i)](x, view, cache.keys[i], cache.values[i], cache.length)
+            x, k, v = _layer(self.layers[str(i)], x, view, cache.keys[i], cache.values[i], cache.length)
             keys.append(k)
             values.append(v)
         kept = cache.features

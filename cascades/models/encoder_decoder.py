@@ -125,6 +125,36 @@ class Block(nnx.Module):
         self.mlp_norm, self.mlp = norm(), Feed(config, dtype=dtype, rngs=rngs)
 
 
+# As functions of their own, all layers of a stack are traced, and stand in the program's text, once.
+@functools.partial(jax.jit, static_argnames="constrain")
+def _encoder_layer(block: Block, x: Float[Array, "b s d"], mask, bias, constrain: Constrain) -> Float[Array, "b s d"]:
+    y = block.attn_norm(x)
+    x = x + block.attn(y, *block.attn.project(y, constrain), mask, bias, constrain)
+    return x + block.mlp(block.mlp_norm(x), constrain)
+
+
+@functools.partial(jax.jit, static_argnames="constrain")
+def _decoder_layer(
+    block: Block,
+    x: Float[Array, "b s d"],
+    own: tuple[kv.Buffer, kv.Buffer],
+    cross: tuple[kv.Buffer, kv.Buffer],
+    length: Int[Array, " b"],
+    masks: tuple[Bool[Array, "b s t"], Bool[Array, "b 1 t"]],
+    bias: Float[Array, "#b q s t"],
+    constrain: Constrain,
+) -> tuple[Float[Array, "b s d"], tuple[kv.Buffer, kv.Buffer]]:
+    """Returns the layer's output, and its own keys and values with those of the new tokens. cross: of the input."""
+    y = block.attn_norm(x)
+    new = block.attn.project(y, constrain)
+    keys, values = (
+        layers.placed(layers.append(old, each, length), constrain) for old, each in zip(own, new, strict=True)
+    )
+    x = x + block.attn(y, keys, values, masks[0], bias, constrain)
+    x = x + block.cross(block.cross_norm(x), *cross, masks[1], None, constrain)
+    return x + block.mlp(block.mlp_norm(x), constrain), (keys, values)
+
+
 class EncoderDecoder(nnx.Module):
     """Both stacks. With `rngs` None it holds shapes instead of arrays."""
 
@@ -158,9 +188,7 @@ class EncoderDecoder(nnx.Module):
         bias = self._bias(self.encoder_bias, places[None], places, True, constrain)
         x = self._look_up(tokens, constrain)
         for block in self.encoder.values():
-            y = block.attn_norm(x)
-            x = x + block.attn(y, *block.attn.project(y, constrain), mask, bias, constrain)
-            x = x + block.mlp(block.mlp_norm(x), constrain)
+            x = _encoder_layer(block, x, mask, bias, constrain)
         x = self.encoder_norm(x)
         projected = [block.cross.project(x, constrain) for block in self.decoder.values()]
 
@@ -188,14 +216,10 @@ class EncoderDecoder(nnx.Module):
         x = self._look_up(tokens, constrain)
         keys, values = [], []
         for i, block in enumerate(self.decoder.values()):
-            y = block.attn_norm(x)
-            new_keys, new_values = block.attn.project(y, constrain)
-            keys.append(layers.placed(layers.append(cache.keys[i], new_keys, cache.length), constrain))
-            values.append(layers.placed(layers.append(cache.values[i], new_values, cache.length), constrain))
-            x = x + block.attn(y, keys[i], values[i], mask, bias, constrain)
-            y = block.cross_norm(x)
-            x = x + block.cross(y, cache.cross_keys[i], cache.cross_values[i], cross_mask, None, constrain)
-            x = x + block.mlp(block.mlp_norm(x), constrain)
+            own, cross = (cache.keys[i], cache.values[i]), (cache.cross_keys[i], cache.cross_values[i])
+            x, (k, v) = _decoder_layer(block, x, own, cross, cache.length, (mask, cross_mask), bias, constrain)
+            keys.append(k)
+            values.append(v)
         return x, cache._replace(keys=tuple(keys), values=tuple(values), length=cache.length + s)
 
     def logits(

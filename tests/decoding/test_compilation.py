@@ -1,6 +1,8 @@
 """One compilation serves every alpha, temperature, cut, seed, limit, number of rounds and draft length; buffers are
 donated."""
 
+import dataclasses
+import functools
 import re
 from functools import partial
 
@@ -112,7 +114,35 @@ def test_a_program_holds_a_verifier_for_each_width_and_two_drafters(name, widths
     )
     passes = len(widths or (1, K_MAX + 1)) if drafter else 1
     expected = passes * products(VERIFIER) + (2 * products(config) if config else 0)
-    assert lowered(plan).as_text().count("stablehlo.dot_general") == expected
+    assert inlined(lowered(plan).as_text(), "stablehlo.dot_general") == expected
+
+
+def inlined(text: str, operation: str) -> int:
+    """How often an operation stands in a program once every function is put in the place of its calls."""
+    functions = {found[1]: found[0] for found in re.finditer(r"func\.func \w+ @(\w+)\(.*?\n  }\n", text, re.DOTALL)}
+
+    @functools.cache
+    def within(name: str) -> int:
+        body = functions[name]
+        return body.count(operation) + sum(within(other) for other in re.findall(r"call @(\w+)\(", body))
+
+    return within("main")
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
+def test_the_layers_of_a_model_share_their_text(kind):
+    def products(layers):
+        if kind == "decoder":
+            model = models.decoder(dataclasses.replace(VERIFIER, num_layers=layers))
+        else:
+            shape = {"vocab_size": 32, "d_model": 16, "d_ff": 24, "num_heads": 2, "head_dim": 8, "context_length": 64}
+            model = models.encoder_decoder(models.T5Config(**shape, num_layers=layers, num_decoder_layers=layers))
+        plan = Plan(model, model, rules.token_v3, lookahead.fixed(2), K_MAX, 32)
+        text = lowered(plan).as_text()
+        return text.count("stablehlo.dot_general"), inlined(text, "stablehlo.dot_general")
+
+    (few, run_few), (many, run_many) = products(2), products(5)
+    assert few == many and run_many > 2 * run_few
 
 
 @pytest.mark.parametrize("coupling", ["maximal", "gumbel"])
