@@ -27,7 +27,7 @@ ROOMS = (
     "inspection",
     "generation",
     "training",
-    "experiments",
+    "runs",
     "serving",
     "planning",
     "config",
@@ -128,7 +128,7 @@ def test_a_violation_is_found(tree, name, text, reason):
 
 def test_what_is_allowed_is_not_found(tree):
     files = {
-        "cascades/config/functions": '"""x"""\nimport gin\nfrom cascades.experiments import decode\n',
+        "cascades/config/functions": '"""x"""\nimport gin\nfrom cascades.runs import decode\n',
         "cascades/models/api": '"""x"""\nfrom cascades.models import layers\nfrom cascades.typing import Model\n',
         "launch/decode": '"""x"""\nfrom cascades import config\n',
         "cascades/rules": '"""x"""\n' + "a = 1\n" * (MOST_LINES - 1),

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from cascades import checks, rules
 from cascades.errors import UserError
-from cascades.experiments import records
 from cascades.generation import ModelSpec
 from cascades.generation.placement import check_strategy, mesh_sizes
 from cascades.generation.specs import check_quantization
@@ -22,6 +21,7 @@ from cascades.planning.fit import Fit, Pair, as_json, fit, smallest_slice
 from cascades.planning.passes import Side, Sizes, Whole, whole_cost
 from cascades.planning.shapes import Planned, planned
 from cascades.rules import Rule
+from cascades.runs import records
 from cascades.sharding import STRATEGIES, Layout
 
 RENAMED = {"DATA": "MESH, as in MESH=(2, None) for two ways along the batch"}

@@ -10,9 +10,6 @@ from rich.console import Console
 
 from cascades import hosts, rules
 from cascades.errors import UserError
-from cascades.experiments import answers, records, terminal
-from cascades.experiments import prompts as prompt_files
-from cascades.experiments.prompts import Bad
 from cascades.generation import (
     Engine,
     Finished,
@@ -29,6 +26,9 @@ from cascades.generation import (
     query,
     with_name,
 )
+from cascades.runs import answers, records, terminal
+from cascades.runs import prompts as prompt_files
+from cascades.runs.prompts import Bad
 
 
 def decode(

@@ -6,9 +6,9 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from cascades.errors import Unanswered
-from cascades.experiments import records
-from cascades.experiments.prompts import Bad
 from cascades.generation import Result
+from cascades.runs import records
+from cascades.runs.prompts import Bad
 
 
 def failure(prompt: str, error: str, err: Console) -> Result:
