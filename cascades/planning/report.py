@@ -18,7 +18,7 @@ from cascades.generation.placement import check_strategy, mesh_sizes
 from cascades.generation.specs import check_quantization
 from cascades.planning.chips import Chip, layout_on, slices
 from cascades.planning.fit import Fit, Pair, as_json, fit, smallest_slice
-from cascades.planning.passes import Side, Sizes, Whole, whole_cost
+from cascades.planning.passes import Side, Sizes, Whole, loop_of, whole_cost
 from cascades.planning.shapes import Planned, planned
 from cascades.rules import Rule
 from cascades.runs import records
@@ -112,7 +112,7 @@ def plan(
                 with err.status(f"compiling {number} of {len(cells)}: {cell}"):
                     chip, pair = on(cell.topology)
                     one = fit(cell.topology, chip, pair, sizes[cell], rule, acceptance, widest=widest)
-                    loop = whole_cost(*pair, sizes[cell], rule) if whole and one.fits else None
+                    loop = whole_cost(loop_of(*pair, sizes[cell], rule)) if whole and one.fits else None
                 smallest = smallest_slice(on, sizes[cell], cell.topology.partition(":")[0])
                 record = about | as_json(one, loop) | {"smallest": smallest, "layers": cell.verifier.config.num_layers}
                 if file:
