@@ -26,10 +26,11 @@ ROOMS = (
     "tokenizers",
     "inspection",
     "generation",
-    "training",
-    "runs",
     "serving",
+    "evaluation",
+    "training",
     "planning",
+    "runs",
     "config",
     "testing",
 )

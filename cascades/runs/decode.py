@@ -24,11 +24,12 @@ from cascades.generation import (
     load_pair,
     queries,
     query,
+    records,
     with_name,
 )
-from cascades.runs import answers, records, terminal
-from cascades.runs import prompts as prompt_files
-from cascades.runs.prompts import Bad
+from cascades.generation import prompts as prompt_files
+from cascades.generation.prompts import Bad
+from cascades.runs import answers, terminal
 
 
 def decode(

@@ -9,7 +9,8 @@ from cascades.decoding import FREE, compile_plan
 from cascades.decoding import draft as drafting
 from cascades.decoding import round as rounds
 from cascades.models import DecoderConfig
-from cascades.planning.passes import Loop, Side, Sizes, draft_cost, held, loop_of, verify_cost, whole_cost
+from cascades.planning.chips import CHIPS
+from cascades.planning.passes import Cost, Loop, Side, Sizes, draft_cost, held, loop_of, verify_cost, whole_cost
 from cascades.sharding import layout, mesh_of
 
 CONFIG = DecoderConfig(
@@ -84,3 +85,11 @@ def test_the_loop_is_planned_whole(loop, side):
     whole = whole_cost(loop)
     assert whole.state > 2 * held(side, SIZES)[1] and whole.aliased > 0.9 * whole.state
     assert set(loop.plan.passes) == {1, SIZES.k_max + 1}
+
+
+def test_the_least_time_is_that_of_the_narrowest_place():
+    chip = CHIPS["v5e"]
+    cost = Cost(10, 1, 0, 0, 819 * 10**9, 0, 0.0, 1.0, {}, {})
+    assert cost.seconds(chip) == pytest.approx(1.0)
+    assert cost._replace(flops=394e12).seconds(chip) == pytest.approx(2.0)
+    assert cost._replace(collectives={"all-reduce": (2, 200 * 10**9)}).seconds(chip) == pytest.approx(2.0)

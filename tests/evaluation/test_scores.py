@@ -6,8 +6,8 @@ import rouge_score.rouge_scorer as rouge
 import sacrebleu
 
 from cascades import config
-from cascades.runs import scores, summary
-from cascades.runs.summary import VERIFIER
+from cascades.evaluation import scores, summary
+from cascades.evaluation.summary import VERIFIER
 from cascades.runs.sweep import sweep
 
 TRUE = "A dog runs across the green field ."
