@@ -9,4 +9,4 @@ It says from which acceptance on drafting k tokens pays here, and prints COSTS f
 from cascades import config
 
 if __name__ == "__main__":
-    config.run("cascades.experiments.costs.costs", base="configs/costs.gin")
+    config.run("cascades.runs.costs.costs", base="configs/costs.gin")

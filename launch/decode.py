@@ -26,7 +26,7 @@ flags.DEFINE_string("output", None, "A JSONL file to which a line is appended fo
 
 if __name__ == "__main__":
     config.run(
-        "cascades.experiments.decode.decode",
+        "cascades.runs.decode.decode",
         base="configs/decode.gin",
         flags=("prompt", "input", "output", "shard", "distributed", "coordinator", "processes", "process"),
     )

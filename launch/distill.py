@@ -11,4 +11,4 @@ The same command goes on where a run was killed.
 from cascades import config
 
 if __name__ == "__main__":
-    config.run("cascades.experiments.distill.distill", base="configs/distill.gin")
+    config.run("cascades.runs.distill.distill", base="configs/distill.gin")

@@ -24,4 +24,4 @@ flags.DEFINE_string("topology", None, "Slices to compile for, in place of TOPOLO
 flags.DEFINE_string("output", None, "A JSONL file that gets a line for each slice.")
 
 if __name__ == "__main__":
-    config.run("cascades.planning.report.plan", base="configs/plan.gin", flags=("topology", "output"))
+    config.run("cascades.runs.plan.plan", base="configs/plan.gin", flags=("topology", "output"))

@@ -17,4 +17,4 @@ flags.DEFINE_string("input", None, "A JSONL file of prompts, in place of INPUT."
 flags.DEFINE_string("output_dir", None, "The folder of the results, in place of OUTPUT_DIR.")
 
 if __name__ == "__main__":
-    config.run("cascades.experiments.sweep.sweep", base="configs/sweep.gin", flags=("input", "output_dir"))
+    config.run("cascades.runs.sweep.sweep", base="configs/sweep.gin", flags=("input", "output_dir"))

@@ -8,4 +8,4 @@ The same command goes on where a run was killed.
 from cascades import config
 
 if __name__ == "__main__":
-    config.run("cascades.experiments.train.train", base="configs/train.gin")
+    config.run("cascades.runs.train.train", base="configs/train.gin")

@@ -17,7 +17,7 @@ HASH = "0" * 64
 def no_compile(monkeypatch, tmp_path):
     """Fails a test that compiles; runs every test in a folder of its own."""
     monkeypatch.setattr(engine, "compile_for", lambda *args: pytest.fail("compiled before the error"))
-    monkeypatch.setattr("cascades.experiments.decode.compilation_cache", lambda: None)  # it outlives a test
+    monkeypatch.setattr("cascades.runs.decode.compilation_cache", lambda: None)  # it outlives a test
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # what a user meets, without the tests' own checks
     monkeypatch.chdir(tmp_path)
 

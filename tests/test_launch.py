@@ -128,7 +128,7 @@ def test_the_configuration_is_kept_beside_the_results(tiny_files, tmp_path):
 
 
 def _decode():
-    from cascades.experiments.decode import decode
+    from cascades.runs.decode import decode
 
     return decode
 

@@ -26,10 +26,11 @@ ROOMS = (
     "tokenizers",
     "inspection",
     "generation",
-    "training",
-    "experiments",
     "serving",
+    "evaluation",
+    "training",
     "planning",
+    "runs",
     "config",
     "testing",
 )
@@ -128,7 +129,7 @@ def test_a_violation_is_found(tree, name, text, reason):
 
 def test_what_is_allowed_is_not_found(tree):
     files = {
-        "cascades/config/functions": '"""x"""\nimport gin\nfrom cascades.experiments import decode\n',
+        "cascades/config/functions": '"""x"""\nimport gin\nfrom cascades.runs import decode\n',
         "cascades/models/api": '"""x"""\nfrom cascades.models import layers\nfrom cascades.typing import Model\n',
         "launch/decode": '"""x"""\nfrom cascades import config\n',
         "cascades/rules": '"""x"""\n' + "a = 1\n" * (MOST_LINES - 1),

@@ -241,7 +241,7 @@ def launch(*arguments: str, config_file: str | None = "configs/decode.gin") -> i
         assert spec and spec.loader
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     chosen = [f"--config={config_file}"] if config_file else []
-    return call("cascades.experiments.decode.decode", *chosen, *arguments, names=("prompt", "input", "output", "shard"))
+    return call("cascades.runs.decode.decode", *chosen, *arguments, names=("prompt", "input", "output", "shard"))
 
 
 def call(function: str, *arguments: str, names: tuple[str, ...] = ()) -> int:

@@ -1,6 +1,6 @@
 """The gin launcher: reads a gin file and `--gin.NAME=VALUE`, checks every name in them, and calls one function.
 
-A launcher is `config.run("cascades.experiments.decode.decode", base="configs/decode.gin", flags=("prompt",))`; a user
+A launcher is `config.run("cascades.runs.decode.decode", base="configs/decode.gin", flags=("prompt",))`; a user
 types `python launch/decode.py --config=configs/decode.gin --gin.RULE=@token_v3 --gin.DRAFTER="'path/to/it'"`. In place
 of the whole run file `--config` takes one that sets knobs of a pair alone, which is read over the launcher's own.
 

@@ -2,15 +2,16 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from cascades import cache as caches
 from cascades.decoding.control import when
-from cascades.decoding.lookup import find, mixed
-from cascades.decoding.plan import Plan
+from cascades.decoding.lookup import Continuation, find, mixed
+from cascades.decoding.plan import CHOICE, Plan
 from cascades.decoding.state import State
-from cascades.distributions import at, draw, scaled, softmax
+from cascades.distributions import Sampling, at, draw, scaled, softmax
 from cascades.lookahead import Drafted
 from cascades.typing import Array, Bool, Cache, Float, Int, Key, Model, Params
 
@@ -125,6 +126,35 @@ def catch_up(
     return lax.while_loop(lambda carry: jnp.max(behind(carry[1])) >= min(width, 2), feed, (said, cache))
 
 
+class Asked(NamedTuple):
+    """What the steps of a round's drafting share.
+
+    rows: `[b]`, that draft. left: `[b]`, positions that the drafter's context still holds. keys, eager: see `draft`.
+    sampling: per row. continuation: what a look-up found, or None.
+    """
+
+    rows: Bool[Array, " b"]
+    left: Int[Array, " b"]
+    keys: Key[Array, "b m"]
+    eager: Bool[Array, ""]
+    sampling: Sampling
+    continuation: Continuation | None = None
+
+
+class Drafting(NamedTuple):
+    """What a step of the drafter hands to the next.
+
+    index: int32 scalar, of the next draft. drafts: so far. said: by the drafter's last pass. cache: the drafter's.
+    lookahead: the state of the `DraftLength`.
+    """
+
+    index: Int[Array, ""]
+    drafts: Draft
+    said: Said
+    cache: Cache
+    lookahead: Any
+
+
 def draft(
     plan: Plan,
     params: Params,
@@ -135,7 +165,7 @@ def draft(
 ) -> tuple[Draft, Cache, Any]:
     """Drafts at most `length[b]` tokens a row.
 
-    A turn of its loop is a pass of the drafter over one token, or first over all that it lacks, and a decision.
+    A turn of its loop is a `drafter_step`; the first reads all that the drafter lacks.
 
     With `bonus='target'` the drafter also scores the position behind the block. `eager` overrides the lookahead's wish
     to stop early. The drafter holds and scores no token behind its own context: there is none to draft, or score, at
@@ -148,82 +178,95 @@ def draft(
     Returns:
       The drafts, the drafter's cache (rewound by the caller), and the lookahead's state.
     """
-    model, lookahead = plan.drafter, plan.lookahead
+    model = plan.drafter
     assert model is not None
-    k_max = plan.k_max
     reads = model.reads is not None
     zeros = jnp.zeros(length.shape, jnp.int32)
     left = model.context_length - state.length
-    found = find(plan.lookup, state.tokens, state.length, k_max) if plan.lookup else None
-
-    def end(length: Array) -> Array:
-        """Positions of this round that the drafter scores."""
-        return length + (length < left).astype(jnp.int32) if plan.bonus == "target" else length
-
     length = jnp.where(state.silent, 0, jnp.clip(length, 0, jnp.maximum(left, 0)))
-    rows = state.running & ~state.silent & (end(length) > 0)
+    rows = state.running & ~state.silent & (_end(plan, length, left) > 0)
+    found = find(plan.lookup, state.tokens, state.length, plan.k_max) if plan.lookup else None
+    asked = Asked(rows, left, keys, eager, state.sampling, found)
 
-    def decide(index: Array, logits: Float[Array, "b v"], draft: Draft, lookahead_state):
-        raw = softmax(logits)
-        sound = jnp.max(raw, axis=-1) > 0  # else all of it is NaN
-        if plan.lookup and found:
-            logits, raw = mixed(plan.lookup, found, draft.tokens, index, logits, raw)
-        asked = rows & (index < end(draft.length))
-        drafting = rows & (index < draft.length)
-        silent = draft.silent | (asked & ~sound)
-        logits, raw = jnp.where(sound[:, None], logits, 0.0), jnp.where(sound[:, None], raw, 0.0)
-        draft = draft._replace(length=jnp.where(drafting & ~sound, index, draft.length))
-        drafting &= sound
-        token = draw(scaled(logits, state.sampling), lax.dynamic_index_in_dim(keys, index, 1, keepdims=False))
-        said = Drafted(index, jnp.max(raw, axis=-1), drafting)
-        lookahead_state, keep, more = lookahead.step(lookahead_state, said)
-        lookahead_state, another = lookahead.drawn(lookahead_state, said, at(raw, token))
-        stop = jnp.where(keep | eager, index + 1, index)
-        ended = drafting & ~((more & another) | eager)
-        column = jnp.minimum(index, k_max - 1)
-        length = jnp.where(ended, jnp.minimum(draft.length, stop), draft.length).astype(jnp.int32)
+    def wanted(now: Drafting) -> Array:
+        return jnp.any(rows & ~now.drafts.silent & (now.index < _end(plan, now.drafts.length, left)))
 
-        def put(buffer, value):
-            old = lax.dynamic_slice_in_dim(buffer, column, 1, axis=1)
-            return lax.dynamic_update_slice(buffer, jnp.where(drafting[:, None], value[:, None], old), (0, column))
-
-        return (
-            Draft(
-                tokens=put(draft.tokens, token),
-                length=length,
-                steps=draft.steps + asked.astype(jnp.int32),
-                top=put(draft.top, said.top),
-                logits=lax.dynamic_update_slice(draft.logits, logits[:, None], (0, index, 0)),
-                cached=draft.cached,
-                scored=draft.scored | (asked & sound & (index == length)),
-                silent=silent,
-            ),
-            lookahead_state,
-        )
-
-    def wanted(carry) -> Array:
-        index, draft, *_ = carry
-        return jnp.any(rows & ~draft.silent & (index < end(draft.length)))
-
-    def turn(carry):
-        index, draft, said, cache, lookahead_state = carry
-        late = rows & (index == 0)
-        said, cache = catch_up(model, params, state, late, said, cache, plan.catch_up)
-
-        def step(carry):
-            said, cache = carry
-            # The pending token at first: it is what pads the drafts.
-            fed = lax.dynamic_slice_in_dim(draft.tokens, jnp.maximum(index - 1, 0), 1, axis=1)
-            return extend(model, params, fed, cache, said, features=said.features)
-
-        due = (index > 0) | jnp.any(late & (cache.length < state.length))
-        said, cache = when(due, step, (said, cache))
-        draft, lookahead_state = decide(index, said.logits, draft, lookahead_state)
-        return index + 1, draft, said, cache, lookahead_state
+    def turn(now: Drafting) -> Drafting:
+        late = rows & (now.index == 0)
+        said, cache = catch_up(model, params, state, late, now.said, now.cache, plan.catch_up)
+        due = (now.index > 0) | jnp.any(late & (cache.length < state.length))
+        return drafter_step(plan, params, asked, now._replace(said=said, cache=cache), due)
 
     features = before(state.verifier_cache.features, state.length - 1, 1) if reads else None
     said = Said(state.draft_logits[:, 0], features)  # logits of the same shape and place; none of them is read
-    carry = jnp.int32(0), no_drafts(state, length), said, state.drafter_cache, state.lookahead
-    turns, draft, _, cache, lookahead_state = lax.while_loop(wanted, turn, carry)
-    cached = zeros if reads else jnp.minimum(turns - 1, draft.length)
-    return draft._replace(cached=jnp.where(rows, cached, -1)), cache, lookahead_state
+    now = Drafting(jnp.int32(0), no_drafts(state, length), said, state.drafter_cache, state.lookahead)
+    now = lax.while_loop(wanted, turn, now)
+    cached = zeros if reads else jnp.minimum(now.index - 1, now.drafts.length)
+    return now.drafts._replace(cached=jnp.where(rows, cached, -1)), now.cache, now.lookahead
+
+
+def drafter_step(plan: Plan, params: Params, asked: Asked, now: Drafting, due: Bool[Array, ""]) -> Drafting:
+    """One step of the drafter: a pass over the last draft of each row, where that is `due`, and the choice of the next.
+
+    What a step costs is planned by compiling this function alone.
+    """
+    model = plan.drafter
+    assert model is not None
+
+    def read(carry):
+        said, cache = carry
+        # The pending token at first: it is what pads the drafts.
+        fed = lax.dynamic_slice_in_dim(now.drafts.tokens, jnp.maximum(now.index - 1, 0), 1, axis=1)
+        return extend(model, params, fed, cache, said, features=said.features)
+
+    said, cache = when(due, read, (now.said, now.cache))
+    with jax.named_scope(CHOICE):
+        drafts, lookahead = _choose(plan, asked, now, said.logits)
+    return Drafting(now.index + 1, drafts, said, cache, lookahead)
+
+
+def _choose(plan: Plan, asked: Asked, now: Drafting, logits: Float[Array, "b v"]) -> tuple[Draft, Any]:
+    """Draws a token a row, and asks the lookahead whether it joins the block and whether another is wanted."""
+    index, drafts, lookahead = now.index, now.drafts, plan.lookahead
+    raw = softmax(logits)
+    sound = jnp.max(raw, axis=-1) > 0  # else all of it is NaN
+    if plan.lookup and asked.continuation:
+        logits, raw = mixed(plan.lookup, asked.continuation, drafts.tokens, index, logits, raw)
+    scoring = asked.rows & (index < _end(plan, drafts.length, asked.left))
+    drafting = asked.rows & (index < drafts.length)
+    silent = drafts.silent | (scoring & ~sound)
+    logits, raw = jnp.where(sound[:, None], logits, 0.0), jnp.where(sound[:, None], raw, 0.0)
+    wished = jnp.where(drafting & ~sound, index, drafts.length)
+    drafting &= sound
+    key = lax.dynamic_index_in_dim(asked.keys, index, 1, keepdims=False)
+    token = draw(scaled(logits, asked.sampling), key)
+    drafted = Drafted(index, jnp.max(raw, axis=-1), drafting)
+    state, keep, more = lookahead.step(now.lookahead, drafted)
+    state, another = lookahead.drawn(state, drafted, at(raw, token))
+    stop = jnp.where(keep | asked.eager, index + 1, index)
+    ended = drafting & ~((more & another) | asked.eager)
+    column = jnp.minimum(index, plan.k_max - 1)
+    length = jnp.where(ended, jnp.minimum(wished, stop), wished).astype(jnp.int32)
+
+    def put(buffer, value):
+        old = lax.dynamic_slice_in_dim(buffer, column, 1, axis=1)
+        return lax.dynamic_update_slice(buffer, jnp.where(drafting[:, None], value[:, None], old), (0, column))
+
+    return (
+        Draft(
+            tokens=put(drafts.tokens, token),
+            length=length,
+            steps=drafts.steps + scoring.astype(jnp.int32),
+            top=put(drafts.top, drafted.top),
+            logits=lax.dynamic_update_slice(drafts.logits, logits[:, None], (0, index, 0)),
+            cached=drafts.cached,
+            scored=drafts.scored | (scoring & sound & (index == length)),
+            silent=silent,
+        ),
+        state,
+    )
+
+
+def _end(plan: Plan, length: Int[Array, " b"], left: Int[Array, " b"]) -> Int[Array, " b"]:
+    """Positions of a round that the drafter scores."""
+    return length + (length < left).astype(jnp.int32) if plan.bonus == "target" else length

@@ -10,6 +10,9 @@ from cascades.sharding import Layout
 from cascades.speculation import Bonus, Coupling
 from cascades.typing import Model
 
+CHOICE = "choice"
+"""The `jax.named_scope` of what belongs to rules and sampling, by which its share of a compiled step is known."""
+
 
 class Plan(NamedTuple):
     """What is static in a program.

@@ -9,11 +9,11 @@ from cascades import cache as caches
 from cascades.decoding.control import when
 from cascades.decoding.draft import Draft, draft, no_drafts, window
 from cascades.decoding.lookup import next_token
-from cascades.decoding.plan import Plan
+from cascades.decoding.plan import CHOICE, Plan
 from cascades.decoding.state import Finish, Info, Origin, State
 from cascades.distributions import Purpose, stream
 from cascades.lookahead import Verdict
-from cascades.speculation import Block, Coupling, Keys, conclude, keep, no_verdict
+from cascades.speculation import Block, Coupling, Kept, Keys, conclude, keep, no_verdict
 from cascades.typing import Array, Bool, Cache, Int, Key, Params
 
 
@@ -74,39 +74,20 @@ def _verify(
     k_max = drafts.tokens.shape[1]
     pending = window(state.tokens, state.length - 1, 1, state.length)
     column = jnp.arange(k_max, dtype=jnp.int32)[None, :]
-    given = plan.rule, state.alpha, state.sampling, plan.coupling
 
-    def at_width(width: int, tokens: Array, length: Array):
-        def run(carry):
-            _, cache, _ = carry
-            output, cache = plan.verifier.extend(params, jnp.concatenate([pending, tokens[:, : width - 1]], 1), cache)
-            kept = keep(
-                drafts.tokens[:, : width - 1],
-                length,
-                drafts.logits[:, :width],
-                output.logits[:, :, : plan.vocab_size],
-                Keys(keys.accept[:, : width - 1], keys.token[:, :width]),
-                *given,
-            )
-            unread = jnp.zeros_like(state.running)
-            if output.features is not None:
-                unread = state.running & ~jnp.all(jnp.isfinite(output.features), axis=(1, 2))
-            missing = (0, 0), (0, k_max + 1 - width)
-            names = "lossless", "expected", "defer", "log_p"
-            kept = kept._replace(**{name: jnp.pad(getattr(kept, name), missing) for name in names})
-            return kept, cache, unread
-
-        return run
+    def at_width(fed: Array, asked: Draft):
+        return lambda carry: verifier_pass(plan, params, state, asked, keys, fed, carry[1])
 
     def attempt(carry):
         turn, kept, cache, spoilt = carry
         first = turn == 0
         tokens = jnp.where(first & (column < drafts.length[:, None]), drafts.tokens, pending)
-        length = jnp.where(spoilt, 1, drafts.length)
+        fed = jnp.concatenate([pending, tokens], axis=1)
+        asked = drafts._replace(length=jnp.where(spoilt, 1, drafts.length))
         need = jnp.where(first, jnp.max(drafts.length) + 1, k_max + 1)
         found = kept, cache, jnp.zeros_like(spoilt)
         for below, width in zip((0, *plan.passes), plan.passes, strict=False):
-            found = when((need > below) & (need <= width), at_width(width, tokens, length), found)
+            found = when((need > below) & (need <= width), at_width(fed[:, :width], asked), found)
         new, cache, unread = found
         kept = _where(first | spoilt, new, kept)
         unread &= first & (drafts.length > 0)
@@ -121,13 +102,57 @@ def _verify(
     carry = jnp.int32(0), nothing, state.verifier_cache, jnp.zeros_like(state.running)
     # A loop, so that the passes of all widths are compiled once.
     _, kept, cache, spoilt = lax.while_loop(more, attempt, carry) if k_max else attempt(carry)
-    if plan.lookup and plan.drafter is None:
-        kept = kept._replace(p_end=next_token(plan.lookup, state.tokens, state.length, kept.p_end))
     judged = drafts._replace(length=jnp.where(spoilt, 1, drafts.length))
-    bonus = plan.bonus if plan.drafter else "verifier"
-    block = conclude(kept, judged.length, drafts.logits if plan.drafter else None, keys, *given, bonus, drafts.scored)
+    block = verdict(plan, state, judged, keys, kept)
     partial = spoilt & (block.accepted > 0)
     return judged, block._replace(failed=block.failed & ~partial), cache, partial
+
+
+def verifier_pass(
+    plan: Plan, params: Params, state: State, drafts: Draft, keys: Keys, fed: Int[Array, "b s"], cache: Cache
+) -> tuple[Kept, Cache, Bool[Array, " b"]]:
+    """A pass of the verifier over `fed`, each row's pending token and drafts, and which of these are kept.
+
+    What a pass costs is planned by compiling this function and `verdict` alone.
+
+    Args:
+      drafts: of which the first `s - 1` are judged, up to their length. fed: another token stands in place of a draft
+        that a row does not ask about.
+
+    Returns:
+      What became of all of the round's drafts; the cache; and the rows whose features are NaN or infinite.
+    """
+    width, k_max = fed.shape[1], drafts.tokens.shape[1]
+    output, cache = plan.verifier.extend(params, fed, cache)
+    with jax.named_scope(CHOICE):
+        kept = keep(
+            drafts.tokens[:, : width - 1],
+            drafts.length,
+            drafts.logits[:, :width],
+            output.logits[:, :, : plan.vocab_size],
+            Keys(keys.accept[:, : width - 1], keys.token[:, :width]),
+            plan.rule,
+            state.alpha,
+            state.sampling,
+            plan.coupling,
+        )
+        missing = (0, 0), (0, k_max + 1 - width)
+        names = "lossless", "expected", "defer", "log_p"
+        kept = kept._replace(**{name: jnp.pad(getattr(kept, name), missing) for name in names})
+    unread = jnp.zeros_like(state.running)
+    if output.features is not None:
+        unread = state.running & ~jnp.all(jnp.isfinite(output.features), axis=(1, 2))
+    return kept, cache, unread
+
+
+def verdict(plan: Plan, state: State, drafts: Draft, keys: Keys, kept: Kept) -> Block:
+    """Draws the token behind the drafts that were kept: by the rule, or of the one model there is."""
+    with jax.named_scope(CHOICE):
+        if plan.lookup and plan.drafter is None:
+            kept = kept._replace(p_end=next_token(plan.lookup, state.tokens, state.length, kept.p_end))
+        logits, bonus = (drafts.logits, plan.bonus) if plan.drafter else (None, "verifier")
+        given = plan.rule, state.alpha, state.sampling, plan.coupling
+        return conclude(kept, drafts.length, logits, keys, *given, bonus, drafts.scored)
 
 
 def _emit(plan, state, drafts, block, partial, verifier_cache, drafter_cache, lookahead_state, k_max) -> State:

@@ -3,12 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from cascades import lookahead, rules
-from cascades.decoding import Plan
 from cascades.errors import UserError
-from cascades.models import decoder
 from cascades.planning.chips import SLICES, Chip
-from cascades.planning.passes import Cost, Side, Sizes, Whole, draft_cost, held, verify_cost
+from cascades.planning.passes import Cost, Side, Sizes, Whole, draft_cost, held, loop_of, verify_cost
 from cascades.rules import Rule
 
 Pair = tuple[Side, Side]  # verifier, drafter
@@ -44,14 +41,13 @@ def fit(
     bare = Fit(topology, chip, pair[0].place.mesh.size, needed)
     if not bare.fits:
         return bare
-    k_max = sizes.k_max
+    loop, k_max = loop_of(*pair, sizes, rule), sizes.k_max
     if widest:
-        last = verify_cost(pair[0], sizes, k_max + 1, rule)
+        last = verify_cost(loop, k_max + 1)
         return bare._replace(needed=needed + last.temporaries, verify={k_max + 1: last})
-    some = decoder(pair[0].config)
-    widths = Plan(some, some, rules.lossless, lookahead.fixed(k_max), k_max, 1).passes
-    draft = draft_cost(pair[1], sizes)
-    verify = {width: verify_cost(pair[0], sizes, width, rule) for width in widths}
+    widths = loop.plan.passes
+    draft = draft_cost(loop)
+    verify = {width: verify_cost(loop, width) for width in widths}
     largest = max(cost.temporaries for cost in (draft, *verify.values()))
     seconds = [verify[next(w for w in widths if w > k)].seconds(chip) for k in range(k_max + 1)]
     k, speedup = best_k(acceptance, draft.seconds(chip) / seconds[0], [each / seconds[0] for each in seconds])

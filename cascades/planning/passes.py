@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import PartitionSpec
 
 from cascades import lookahead, quantization
-from cascades.decoding import Plan, compile_plan
-from cascades.distributions import Purpose, Sampling, draw, scaled, softmax, stream
+from cascades.decoding import Plan, Programs, State, compile_plan
+from cascades.decoding import draft as drafting
+from cascades.decoding import round as rounds
+from cascades.decoding.draft import Asked, Draft, Drafting, Said
+from cascades.decoding.plan import CHOICE
 from cascades.lookahead import given_costs
 from cascades.models import DecoderConfig, abstract_params, decoder, logical_axes
 from cascades.models.api import CHUNKS
@@ -20,10 +22,8 @@ from cascades.planning import hlo
 from cascades.planning.chips import Chip
 from cascades.rules import Rule
 from cascades.sharding import Layout
-from cascades.speculation import Keys, judge
+from cascades.speculation import Keys
 from cascades.typing import Model
-
-_CHOICE = "choice"  # names, in the compiled text, what belongs to rules and sampling
 
 
 class Cost(NamedTuple):
@@ -85,57 +85,67 @@ def held(side: Side, sizes: Sizes) -> tuple[int, int]:
     return _bytes(params), _bytes(cache)
 
 
-def draft_cost(side: Side, sizes: Sizes) -> Cost:
-    """Compiles a drafter step: a pass over one token a row, and the choice of the next."""
-    model, params, cache = _arrays(side, sizes)
-    place = side.place
-    array = partial(_array, place)
-    buffer = array((sizes.batch, sizes.k_max + 1, sizes.vocabulary), jnp.float32, ("batch", None, "vocab"))
+class Loop(NamedTuple):
+    """A pair's loop: its plan and programs, and the shapes of what these are given, each in its place.
 
-    def run(params, token, cache, buffer, index, keys, sampling):
-        output, cache = model.extend(params, token, cache, jnp.zeros_like(token[:, 0]))
-        with jax.named_scope(_CHOICE):
-            logits = output.logits[:, 0, : sizes.vocabulary]
-            token = draw(scaled(logits, sampling), keys)
-            top = jnp.max(softmax(logits), axis=-1)
-            buffer = lax.dynamic_update_slice(buffer, logits[:, None], (0, index, 0))
-        return token, top, cache, buffer
+    keys: of a round. drafts: see `decoding.draft.Draft`.
+    """
 
-    token, index = array((sizes.batch, 1), jnp.int32), array((), jnp.int32)
-    arguments = (params, token, cache, buffer, index, _keys(place, sizes), _sampling(place, sizes))
-    return _cost(run, (2, 3), arguments, params, cache)
+    plan: Plan
+    programs: Programs
+    verifier_params: Any
+    drafter_params: Any
+    state: State
+    keys: Keys
+    drafts: Draft
 
 
-def verify_cost(side: Side, sizes: Sizes, width: int, rule: Rule) -> Cost:
-    """Compiles a verifier pass over `width` tokens a row, the rule's verdict included."""
-    model, params, cache = _arrays(side, sizes)
-    place = side.place
-    array = partial(_array, place)
-    logits = array((sizes.batch, width, sizes.vocabulary), jnp.float32, ("batch", None, "vocab"))
+def loop_of(verifier: Side, drafter: Side, sizes: Sizes, rule: Rule) -> Loop:
+    """Returns the loop that `launch/decode.py` runs, its state as its own programs lay it out."""
+    (large, large_params, _), (small, small_params, _) = (_arrays(side, sizes) for side in (verifier, drafter))
+    place = verifier.place
+    plan = Plan(large, small, rule, lookahead.verifier_guided(), sizes.k_max, sizes.vocabulary, layout=place)
+    programs = compile_plan(plan)
+    costs = given_costs(sizes.k_max, 0.2)
+    guide = _rows(place, jax.eval_shape(lambda: plan.lookahead.init(sizes.batch, costs)))
+    at = programs.vacant.lower(guide, sizes.slots).compile().output_shardings
+    state = jax.eval_shape(partial(programs.vacant, slots=sizes.slots), guide)
+    state = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), state, at)
+    keys, _ = _rows(place, jax.eval_shape(lambda state: rounds.round_keys(state, plan.k_max, plan.coupling), state))
+    drafts = _rows(place, jax.eval_shape(lambda state: drafting.no_drafts(state, state.length), state))
+    drafts = drafts._replace(logits=state.draft_logits)
+    return Loop(plan, programs, large_params, small_params, state, keys, drafts)
 
-    def run(params, tokens, cache, drafter_logits, lengths, start, keys, alpha, sampling):
-        output, cache = model.extend(params, tokens, cache)
-        with jax.named_scope(_CHOICE):
-            positions = start[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
-            given = Keys(stream(keys, positions[:, 1:], Purpose.ACCEPT), stream(keys, positions, Purpose.TOKEN))
-            block = judge(
-                tokens[:, 1:],
-                lengths,
-                drafter_logits,
-                output.logits[:, :, : sizes.vocabulary],
-                given,
-                rule,
-                alpha,
-                sampling,
-                "maximal",
-                "verifier",
-            )
-        return block, cache
 
-    row = partial(array, (sizes.batch,))
-    tokens = array((sizes.batch, width), jnp.int32)
-    rows = (row(jnp.int32), row(jnp.int32), _keys(place, sizes), row(jnp.float32), _sampling(place, sizes))
-    return _cost(run, (2,), (params, tokens, cache, logits, *rows), params, cache)
+def draft_cost(loop: Loop) -> Cost:
+    """Compiles the loop's step of the drafter: a pass over one token a row, and the choice of the next."""
+    plan, params, state, place = loop.plan, loop.drafter_params, loop.state, loop.plan.layout
+    assert place is not None
+    batch, _, vocabulary = state.draft_logits.shape
+    said = Said(_array(place, (batch, vocabulary), jnp.float32, ("batch", "vocab")))
+    index, flag = (_array(place, (), dtype) for dtype in (jnp.int32, jnp.bool_))
+    row, rows = state.length, _rows(place, jax.ShapeDtypeStruct((batch,), jnp.bool_))
+    asked = Asked(rows, row, loop.keys.token, flag, state.sampling)
+    now = Drafting(index, loop.drafts, said, state.drafter_cache, state.lookahead)
+
+    def run(params, asked, now, due):
+        return drafting.drafter_step(plan, params, asked, now, due)
+
+    return _cost(run, (2,), (params, asked, now, flag), params, state.drafter_cache)
+
+
+def verify_cost(loop: Loop, width: int) -> Cost:
+    """Compiles the loop's pass of the verifier over `width` tokens a row, its verdict included."""
+    plan, params, state, place = loop.plan, loop.verifier_params, loop.state, loop.plan.layout
+    assert place is not None
+    fed = _rows(place, jax.ShapeDtypeStruct((state.length.shape[0], width), jnp.int32))
+
+    def run(params, state, drafts, keys, fed, cache):
+        kept, cache, unread = rounds.verifier_pass(plan, params, state, drafts, keys, fed, cache)
+        return rounds.verdict(plan, state, drafts, keys, kept), cache, unread
+
+    arguments = params, state, loop.drafts, loop.keys, fed, state.verifier_cache
+    return _cost(run, (5,), arguments, params, state.verifier_cache)
 
 
 class Whole(NamedTuple):
@@ -147,28 +157,14 @@ class Whole(NamedTuple):
     collectives: dict[str, tuple[int, int]]
 
 
-def whole_cost(
-    verifier: Side,
-    drafter: Side,
-    sizes: Sizes,
-    rule: Rule,
-) -> Whole:
+def whole_cost(loop: Loop) -> Whole:
     """Compiles the whole `while_loop` of rounds, as `launch/decode.py` runs it."""
-    (large, large_params, _), (small, small_params, _) = (_arrays(side, sizes) for side in (verifier, drafter))
-    place = verifier.place
-    plan = Plan(large, small, rule, lookahead.verifier_guided(), sizes.k_max, sizes.vocabulary, layout=place)
-    programs = compile_plan(plan)
-    array = partial(_array, place)
-    costs = given_costs(sizes.k_max, 0.2)
-    guide = jax.eval_shape(lambda: plan.lookahead.init(sizes.batch, costs))
-    guide = jax.tree.map(lambda leaf: array(leaf.shape, leaf.dtype), guide)
-    vacant = programs.vacant.lower(guide, sizes.slots).compile()
-    state = jax.eval_shape(partial(programs.vacant, slots=sizes.slots), guide)
-    state = jax.tree.map(
-        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), state, vacant.output_shardings
-    )
-    rest = array((sizes.batch,), jnp.bool_), array((), jnp.int32), array((), jnp.int32), array((), jnp.bool_)
-    compiled = programs.run.lower(large_params, small_params, state, *rest).compile()
+    state, place = loop.state, loop.plan.layout
+    assert place is not None
+    stop = _rows(place, jax.ShapeDtypeStruct(state.length.shape, jnp.bool_))
+    number, flag = (_array(place, (), dtype) for dtype in (jnp.int32, jnp.bool_))
+    given = loop.verifier_params, loop.drafter_params, state, stop, number, number, flag
+    compiled = loop.programs.run.lower(*given).compile()
     memory = compiled.memory_analysis()
     assert memory is not None
     return Whole(
@@ -209,11 +205,11 @@ def _cost(run: Callable, donated: tuple[int, ...], arguments: tuple, params: Any
         temporaries=memory.temp_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
         moved=hlo.traffic(program),
-        chosen=hlo.traffic(program, within=_CHOICE),
+        chosen=hlo.traffic(program, within=CHOICE),
         counted=figures["bytes accessed"],
         flops=figures["flops"],
         collectives=hlo.collectives(program),
-        chosen_collectives=hlo.collectives(program, within=_CHOICE),
+        chosen_collectives=hlo.collectives(program, within=CHOICE),
     )
 
 
@@ -223,13 +219,9 @@ def _array(place: Layout, shape: tuple[int, ...], dtype, axes: tuple | None = No
     return jax.ShapeDtypeStruct(shape, dtype, sharding=at)
 
 
-def _keys(place: Layout, sizes: Sizes) -> Any:
-    return _array(place, (sizes.batch,), jax.eval_shape(lambda: jax.random.key(0)).dtype)
-
-
-def _sampling(place: Layout, sizes: Sizes) -> Sampling:
-    real, whole = (_array(place, (sizes.batch,), dtype) for dtype in (jnp.float32, jnp.int32))
-    return Sampling(real, whole, real, real)
+def _rows(place: Layout, tree: Any) -> Any:
+    """Arrays of which each leads with the batch."""
+    return jax.tree.map(lambda x: _array(place, x.shape, x.dtype, ("batch", *(None,) * (x.ndim - 1))), tree)
 
 
 def _bytes(tree: Any) -> int:

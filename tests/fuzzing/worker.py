@@ -32,7 +32,7 @@ from fuzzing import bases, cases  # noqa: E402
 
 from cascades import checkpoints, inspection, tokenizers  # noqa: E402
 from cascades.errors import UserError  # noqa: E402
-from cascades.experiments import prompts, records  # noqa: E402
+from cascades.generation import prompts, records  # noqa: E402
 
 SECONDS = 20
 BYTES = 2 * 2**30

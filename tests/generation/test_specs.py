@@ -108,7 +108,7 @@ def test_no_device_is_asked_before_processes_have_joined():
     """`decode` joins the other processes once its specs are made, which must be before a device is."""
     code = (
         "from cascades import config\n"
-        "from cascades.experiments.decode import decode\n"
+        "from cascades.runs.decode import decode\n"
         "import gin\n"
         "config.configure(decode, 'configs/tpu/gemma2_2b_9b.gin', (), 'configs/decode.gin')\n"
         "assert gin.get_bindings(decode)['pair'].mesh == (1, None)\n"

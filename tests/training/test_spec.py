@@ -8,7 +8,7 @@ import jaxtyping
 import pytest
 
 from cascades.errors import UserError
-from cascades.experiments import training_run
+from cascades.runs import training_run
 from cascades.training.spec import TrainingSpec
 
 WHOLE = ("steps", "batch_size", "accumulate", "prompt_tokens", "answer_tokens", "evaluate_every", "save_every")

@@ -10,9 +10,9 @@ import tiny
 
 from cascades import config, rules
 from cascades.errors import UserError
-from cascades.experiments import costs as module
-from cascades.experiments.costs import break_even, costs
 from cascades.generation import Settings, load_pair
+from cascades.runs import costs as module
+from cascades.runs.costs import break_even, costs
 
 
 def test_where_drafting_begins_to_pay():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cascades.errors import UserError
-from cascades.experiments import prompts
+from cascades.generation import prompts
 
 
 def test_every_form_of_a_line(tmp_path):

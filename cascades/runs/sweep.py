@@ -15,9 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cascades import checks
 from cascades import rules as deferral
 from cascades.errors import UserError
-from cascades.experiments import fingerprint, records, report, summary, terminal
-from cascades.experiments import prompts as prompt_files
-from cascades.experiments.summary import VERIFIER, Row
+from cascades.evaluation import summary
+from cascades.evaluation.summary import VERIFIER, Row
 from cascades.generation import (
     Engine,
     PairSpec,
@@ -33,11 +32,14 @@ from cascades.generation import (
     load_pair,
     prepare,
     queries,
+    records,
 )
+from cascades.generation import prompts as prompt_files
 from cascades.generation.engine import sharing
 from cascades.lookahead import DraftLength, verifier_guided
+from cascades.runs import fingerprint, report, terminal
 
-NAMED_MODULES = ("cascades.experiments.scores",)
+NAMED_MODULES = ("cascades.evaluation.scores",)
 _METHODS = ("speculative", "token_cascade", "oracle_cascade")
 _WARM_UP = 4  # tokens that a program decodes before it is timed
 

@@ -20,7 +20,7 @@ PROMPTS += [f"{prompt} {number}" for prompt in PROMPTS for number in range(7)]
 
 def distill(*arguments):
     """Runs the launcher in this process; returns its exit code."""
-    return tiny.call("cascades.experiments.distill.distill", "--config=configs/distill.gin", *arguments)
+    return tiny.call("cascades.runs.distill.distill", "--config=configs/distill.gin", *arguments)
 
 
 @pytest.fixture(scope="module")

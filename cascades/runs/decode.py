@@ -10,9 +10,6 @@ from rich.console import Console
 
 from cascades import hosts, rules
 from cascades.errors import UserError
-from cascades.experiments import answers, records, terminal
-from cascades.experiments import prompts as prompt_files
-from cascades.experiments.prompts import Bad
 from cascades.generation import (
     Engine,
     Finished,
@@ -27,8 +24,12 @@ from cascades.generation import (
     load_pair,
     queries,
     query,
+    records,
     with_name,
 )
+from cascades.generation import prompts as prompt_files
+from cascades.generation.prompts import Bad
+from cascades.runs import answers, terminal
 
 
 def decode(

@@ -10,11 +10,11 @@ import tiny
 from rich.console import Console
 
 from cascades.errors import Unanswered
-from cascades.experiments import answers, terminal
-from cascades.experiments.decode import decode
-from cascades.experiments.prompts import Bad
 from cascades.generation import Result, engine
+from cascades.generation.prompts import Bad
 from cascades.lookahead import fixed
+from cascades.runs import answers, terminal
+from cascades.runs.decode import decode
 
 LONG = "the quick brown fox " * 40
 ALONE = {"METHOD": "verifier_only", "MAX_NEW_TOKENS": 8, "BATCH_SIZE": 2}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cascades.experiments.summary import VERIFIER, relative_time, summarise
+from cascades.evaluation.summary import VERIFIER, relative_time, summarise
 
 
 def line(rule=VERIFIER, alpha=None, unit="a", repeat=0, wall=1.0, prompt="p", text="", **others):

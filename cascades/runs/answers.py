@@ -6,9 +6,8 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from cascades.errors import Unanswered
-from cascades.experiments import records
-from cascades.experiments.prompts import Bad
-from cascades.generation import Result
+from cascades.generation import Result, records
+from cascades.generation.prompts import Bad
 
 
 def failure(prompt: str, error: str, err: Console) -> Result:

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from cascades.errors import UserError
-from cascades.experiments import report
-from cascades.experiments.summary import VERIFIER, Row
+from cascades.evaluation.summary import VERIFIER, Row
+from cascades.runs import report
 
 ALONE = Row(VERIFIER, None, None, 20, 1.0, 1.0, 1.0, 1.0, 1.0, None, None, None, 51.2, 101.5, -0.412, None)
 LOSSLESS = ALONE._replace(rule="lossless", relative_time=0.8, low=0.7, high=0.9, speed=1.25, block_efficiency=1.5)

@@ -12,7 +12,7 @@ GERMAN = dict(zip(WORDS, ("rot", "grün", "blau", "eins", "zwei", "drei"), stric
 
 def train(*arguments):
     """Runs the launcher in this process; returns its exit code."""
-    return tiny.call("cascades.experiments.train.train", "--config=configs/train.gin", *arguments)
+    return tiny.call("cascades.runs.train.train", "--config=configs/train.gin", *arguments)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from cascades import lookahead, rules
-from cascades.experiments import fingerprint
+from cascades.runs import fingerprint
 
 CONTROLLERS = (
     lookahead.fixed(3),
@@ -32,7 +32,7 @@ def test_controllers_are_told_apart():
 
 def test_another_process_finds_the_same():
     script = (
-        "from cascades import lookahead, rules; from cascades.experiments import fingerprint as f;"
+        "from cascades import lookahead, rules; from cascades.runs import fingerprint as f;"
         "print(f.digest(f.of_code(lookahead.verifier_guided())), f.of_rule(rules.token_v3))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=600)

@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cascades import hosts
 from cascades.errors import UserError
-from cascades.experiments import fingerprint, records
+from cascades.generation import records
+from cascades.runs import fingerprint
 from cascades.training.fit import Checkpoints, Schedule, fit
 from cascades.training.spec import TrainingSpec
 from cascades.training.step import State

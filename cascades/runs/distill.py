@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cascades import checkpoints, checks, hosts, tokenizers
 from cascades.errors import UserError
-from cascades.experiments import terminal, training_run
 from cascades.generation import ModelSpec, PairSpec, PromptSpec, compilation_cache, default_dtype
 from cascades.models import logical_axes
+from cascades.runs import terminal, training_run
 from cascades.training import calibration, data, distillation, drafters, learner, losses, policy
 from cascades.training.data import Sizes
 from cascades.training.drafters import Kind

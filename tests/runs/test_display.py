@@ -7,9 +7,9 @@ import tiny
 
 from cascades import tokenizers
 from cascades.decoding import Origin
-from cascades.experiments.display import to_html
-from cascades.experiments.terminal import MEANINGS
 from cascades.generation import Result
+from cascades.runs.display import to_html
+from cascades.runs.terminal import MEANINGS
 
 
 @pytest.fixture(scope="module")

@@ -12,116 +12,10 @@ import tiny
 
 from cascades.errors import UserError
 from cascades.generation import ModelSpec
-from cascades.planning import chips, report
-from cascades.planning.chips import CHIPS, SLICES, slice_devices, slices
-from cascades.planning.fit import best_k
-from cascades.planning.hlo import collectives, parse, traffic
-from cascades.planning.passes import Cost
-from cascades.planning.report import plan
+from cascades.runs import plan as module
+from cascades.runs.plan import plan
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None
-HLO = """HloModule jit_run
-
-%small (x: f32[2]) -> f32[2] {
-  ROOT %none = f32[2]{0} parameter(0)
-}
-
-%large (y: f32[2]) -> f32[2] {
-  %given = f32[2]{0} parameter(0)
-  ROOT %swap = f32[2]{0} collective-permute(%given), source_target_pairs={{0,1}}
-}
-
-ENTRY %main (z: f32[2]) -> f32[2] {
-  %z = f32[2]{0} parameter(0)
-  %either = f32[2]{0} conditional(%pred, %z, %z), branch_computations={%small, %large}
-  %all-reduce.1 = f32[8,5,3584]{2,1,0:T(8,128)} all-reduce(%fusion.1), replica_groups={}
-  %ar-start = (bf16[8,16]{1,0}, bf16[8,16]{1,0}) all-reduce-start(%x), replica_groups={}
-  %ar-done = bf16[8,16]{1,0} all-reduce-done(%ar-start)
-  %both = (f32[4]{0}, f32[2]{0}) all-reduce(%v, %w), to_apply=%add
-  ROOT %all-gather.2 = bf16[8,64]{1,0} all-gather(%y), dimensions={1}
-}
-"""
-
-# As libtpu prints a program: S(1) is on the chip; a cache of 4,096 bytes is updated in place by 32.
-PROGRAM = """HloModule jit_run
-
-%update (param_0.1: bf16[8,256], param_1.1: s32[2], param_2.1: bf16[2,8]) -> bf16[8,256] {
-  %param_0.1 = bf16[8,256]{1,0:T(8,128)(2,1)} parameter(0)
-  %param_1.1 = s32[2]{0:T(128)S(1)} parameter(1)
-  %param_2.1 = bf16[2,8]{1,0:T(8,128)(2,1)S(1)} parameter(2)
-  ROOT %scatter.1 = bf16[8,256]{1,0:T(8,128)(2,1)} scatter(%param_0.1, %param_1.1, %param_2.1), to_apply=%add
-}
-
-%lookup (param_0.2: bf16[1000,64], param_1.2: s32[4]) -> bf16[4,64] {
-  %param_0.2 = bf16[1000,64]{1,0:T(8,128)(2,1)} parameter(0)
-  %param_1.2 = s32[4]{0:T(128)S(1)} parameter(1)
-  %gather.1 = bf16[4,64]{1,0:T(8,128)(2,1)} gather(%param_0.2, %param_1.2), slice_sizes={1,64}
-  ROOT %reshape.1 = bf16[4,64]{1,0:T(8,128)(2,1)S(1)} reshape(%gather.1)
-}
-
-%scores (param_0.3: bf16[8,256], param_1.3: bf16[4,64]) -> f32[8] {
-  %param_0.3 = bf16[8,256]{1,0:T(8,128)(2,1)} parameter(0)
-  %param_1.3 = bf16[4,64]{1,0:T(8,128)(2,1)S(1)} parameter(1)
-  ROOT %reduce.1 = f32[8]{0:T(128)} reduce(%param_0.3, %param_1.3), dimensions={1}, to_apply=%add
-}
-
-%body (state: (f32[8], s32[])) -> (f32[8], s32[]) {
-  %state = (f32[8]{0:T(128)}, s32[]{:T(128)}) parameter(0)
-  %now = f32[8]{0:T(128)} get-tuple-element(%state), index=0
-  %next = f32[8]{0:T(128)} negate(%now), metadata={op_name="jit(run)/while/body/choice/neg" stack_frame_id=1}
-  %count = s32[]{:T(128)S(6)} get-tuple-element(%state), index=1
-  ROOT %tuple = (f32[8]{0:T(128)}, s32[]{:T(128)}) tuple(%next, %count)
-}
-
-ENTRY %main (p0: bf16[8,256], p1: bf16[1000,64], p2: s32[4], p3: s32[2], p4: bf16[2,8]) -> f32[8] {
-  %p0 = bf16[8,256]{1,0:T(8,128)(2,1)} parameter(0)
-  %p1 = bf16[1000,64]{1,0:T(8,128)(2,1)} parameter(1)
-  %p2 = s32[4]{0:T(128)S(1)} parameter(2)
-  %p3 = s32[2]{0:T(128)S(1)} parameter(3)
-  %p4 = bf16[2,8]{1,0:T(8,128)(2,1)} parameter(4)
-  %copy-start = (bf16[2,8]{1,0:T(8,128)(2,1)S(1)}, bf16[2,8]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%p4)
-  %copy-done = bf16[2,8]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start)
-  %both = (f32[8]{0:S(1)}, bf16[8,256]{1,0:T(8,128)}) custom-call(%p3, %p0), output_to_operand_aliasing={{1}: (1, {})}
-  %rows = bf16[4,64]{1,0:T(8,128)(2,1)S(1)} fusion(%p1, %p2), kind=kCustom, calls=%lookup
-  %cache = bf16[8,256]{1,0:T(8,128)(2,1)} fusion(%p0, %p3, %copy-done), kind=kCustom, calls=%update
-  %sums = f32[8]{0:T(128)} fusion(%cache, %rows), kind=kLoop, calls=%scores
-  %zero = s32[]{:T(128)} constant(0)
-  %pair = (f32[8]{0:T(128)}, s32[]{:T(128)}) tuple(%sums, %zero)
-  %loop = (f32[8]{0:T(128)}, s32[]{:T(128)}) while(%pair), condition=%more, body=%body
-  ROOT %out = f32[8]{0:T(128)} get-tuple-element(%loop), index=0
-}
-"""
-
-
-def test_collectives_are_counted_once_with_what_they_bring():
-    reduced = 8 * 5 * 3584 * 4 + 8 * 16 * 2 + 6 * 4
-    found = {"all-gather": (1, 8 * 64 * 2), "all-reduce": (3, reduced), "collective-permute": (1, 8)}
-    assert collectives(parse(HLO)) == found
-    assert collectives(parse(PROGRAM)) == {}
-
-
-def test_traffic_counts_what_is_touched_in_hbm():
-    copied, looked_up, updated = 2 * 8 * 2, 4 * 64 * 2, 2 * 8 * 2
-    scored, body = 8 * 256 * 2 + 8 * 4, 2 * 8 * 4
-    kernel = 8 * 256 * 2  # what it reads; what it updates in place is next to nothing
-    assert traffic(parse(PROGRAM)) == copied + looked_up + updated + scored + body + kernel
-    assert traffic(parse(PROGRAM), within="choice") == body
-    assert traffic(parse(PROGRAM), within="choic") == 0
-
-
-def test_the_least_time_is_that_of_the_narrowest_place():
-    chip = CHIPS["v5e"]
-    cost = Cost(10, 1, 0, 0, 819 * 10**9, 0, 0.0, 1.0, {}, {})
-    assert cost.seconds(chip) == pytest.approx(1.0)
-    assert cost._replace(flops=394e12).seconds(chip) == pytest.approx(2.0)
-    assert cost._replace(collectives={"all-reduce": (2, 200 * 10**9)}).seconds(chip) == pytest.approx(2.0)
-
-
-def test_the_best_k_weighs_acceptance_against_cost():
-    assert best_k(0.0, 0.1, [1.0, 1.0, 1.0]) == (0, 1.0)
-    k, speed = best_k(1.0, 0.25, [1.0, 1.0, 1.0])
-    assert (k, speed) == (2, pytest.approx(3 / 1.5))
-    assert best_k(0.5, 2.0, [1.0, 1.0]) == (0, 1.0)
 
 
 def planned(*, verifier="gemma2_9b", drafter="gemma2_2b", **knobs):
@@ -131,12 +25,6 @@ def planned(*, verifier="gemma2_9b", drafter="gemma2_2b", **knobs):
     small = {name: knobs.pop(f"drafter_{name}") for name in fields if f"drafter_{name}" in knobs}
     models = {"verifier": ModelSpec(uri=verifier, **large), "drafter": ModelSpec(uri=drafter, **small)}
     return plan(**{"topology": "v5e:2x4", **models, **knobs})
-
-
-@pytest.mark.parametrize("topology", ["v5e", "v9:2x4", "v5e:2", "v5e:two", ""])
-def test_what_is_no_slice_is_told(topology):
-    with pytest.raises(UserError, match="a topology is a generation"):
-        slice_devices(topology)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +53,7 @@ def test_what_is_no_slice_is_told(topology):
     ],
 )
 def test_a_bad_knob_is_refused_before_anything_is_compiled(monkeypatch, knobs, sentence):
-    monkeypatch.setattr(report, "layout_on", lambda *args: pytest.fail("compiled"))
+    monkeypatch.setattr(module, "layout_on", lambda *args: pytest.fail("compiled"))
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # what a user meets
     with pytest.raises(UserError, match=sentence):
         planned(**knobs)
@@ -185,18 +73,6 @@ def test_without_libtpu_it_says_how_to_get_it():
         done = launch()
         assert "pip install -e '.[tpu]'" in done.stderr
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
-
-
-def test_slices_by_name():
-    assert slices("v5e:2x4, v6e:2x4") == ["v5e:2x4", "v6e:2x4"]
-    assert len(slices("all")) == sum(len(shapes) for shapes in SLICES.values())
-    assert set(SLICES) == set(CHIPS)
-
-
-@pytest.mark.skipif(not LIBTPU, reason="needs libtpu: pip install -e '.[tpu]'")
-def test_a_batch_that_the_chips_cannot_be_split_for_is_told():
-    with pytest.raises(UserError, match="the 8 chips of v5e:2x4 cannot be split 3 ways"):
-        chips.layout_on("v5e:2x4", 3, "tensor")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from cascades.errors import UserError
-from cascades.experiments.summary import VERIFIER, Row
+from cascades.evaluation.summary import VERIFIER, Row
 
 # Title of a column, its form, and what it means.
 _COLUMNS = {

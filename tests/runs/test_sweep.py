@@ -13,10 +13,10 @@ import tiny
 
 from cascades import config, rules
 from cascades.errors import UserError
-from cascades.experiments import sweep as module
-from cascades.experiments.sweep import points, sweep
 from cascades.generation import Result, Settings, Shapes, load_pair
 from cascades.lookahead import fixed, verifier_guided
+from cascades.runs import sweep as module
+from cascades.runs.sweep import points, sweep
 
 PROMPTS = ({"prompt": "the quick", "answer": "x"}, {"prompt": "a small model"}, {"prompt": "12 + 3"})
 RULES = (rules.lossless, (rules.token_v3, (0.0, 0.5)))

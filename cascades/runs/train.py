@@ -11,10 +11,10 @@ import sentencepiece
 
 from cascades import checkpoints, checks, hosts, tokenizers
 from cascades.errors import UserError
-from cascades.experiments import terminal, training_run
 from cascades.generation import compilation_cache, default_dtype
 from cascades.models import T5Config, build
 from cascades.models.api import WHOLE
+from cascades.runs import terminal, training_run
 from cascades.training import architectures, data, learner, losses
 from cascades.training.architectures import Architecture
 from cascades.training.data import Batch

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from cascades.errors import UserError
-from cascades.experiments import records
+from cascades.generation import records
 
 HARD = [{"text": "a\nb\u2028c\x85d"}, {"text": "你好 😀"}, {"text": "\ud800"}, {"n": 1}]
 

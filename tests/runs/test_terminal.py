@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from cascades.decoding import Origin
-from cascades.experiments import terminal
 from cascades.generation import Result
+from cascades.runs import terminal
 
 
 def console(*, is_terminal, width=80, **options):

@@ -5,9 +5,9 @@ from collections import Counter
 from itertools import groupby
 
 from cascades.decoding import Origin
-from cascades.experiments.terminal import MEANINGS
 from cascades.generation import Result
 from cascades.generation.results import origin_name
+from cascades.runs.terminal import MEANINGS
 from cascades.tokenizers import Detokenizer, Tokenizer
 
 # Colours are see-through, so that they suit light and dark pages. The tag shows as well where a page allows no colours.

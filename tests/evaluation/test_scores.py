@@ -6,9 +6,9 @@ import rouge_score.rouge_scorer as rouge
 import sacrebleu
 
 from cascades import config
-from cascades.experiments import scores, summary
-from cascades.experiments.summary import VERIFIER
-from cascades.experiments.sweep import sweep
+from cascades.evaluation import scores, summary
+from cascades.evaluation.summary import VERIFIER
+from cascades.runs.sweep import sweep
 
 TRUE = "A dog runs across the green field ."
 LINES = [{"prompt": "a", "reference": TRUE}, {"prompt": "b", "reference": "Two men sit on a bench ."}, {"prompt": "c"}]

@@ -15,7 +15,6 @@ from rich.table import Table
 from cascades import checks
 from cascades.cache import rewind
 from cascades.errors import UserError
-from cascades.experiments import terminal
 from cascades.generation import (
     Engine,
     LoadedModel,
@@ -32,6 +31,7 @@ from cascades.generation.costs import programs_for, time_rounds
 from cascades.generation.engine import slots_for
 from cascades.generation.slots import request_of
 from cascades.lookahead import fixed
+from cascades.runs import terminal
 
 
 class Row(NamedTuple):

@@ -1,1 +1,0 @@
-"""Runs that a person starts: decode, sweep, benchmark."""

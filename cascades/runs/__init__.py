@@ -1,0 +1,1 @@
+"""Runs that a person starts, each a function that `launch/` calls."""

@@ -1,0 +1,172 @@
+"""Plans pairs on slices: the run function of `launch/plan.py`."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from cascades import checks, rules
+from cascades.errors import UserError
+from cascades.generation import ModelSpec, records
+from cascades.generation.placement import check_strategy, mesh_sizes
+from cascades.generation.specs import check_quantization
+from cascades.planning.chips import Chip, layout_on, slices
+from cascades.planning.fit import Pair, as_json, fit, smallest_slice
+from cascades.planning.passes import Side, Sizes, loop_of, whole_cost
+from cascades.planning.report import comparison, grid, show, tell
+from cascades.planning.shapes import Planned, planned
+from cascades.rules import Rule
+from cascades.sharding import STRATEGIES, Layout
+
+RENAMED = {"DATA": "MESH, as in MESH=(2, None) for two ways along the batch"}
+
+
+class Cell(NamedTuple):
+    """What one line of the plan is about."""
+
+    verifier: Planned
+    batch: int
+    context: int
+    topology: str
+
+    def __str__(self) -> str:
+        weights = self.verifier.spec.weights or "bfloat16"
+        return f"{self.verifier.name} {weights}, batch {self.batch}, context {self.context}, on {self.topology}"
+
+
+def plan(
+    *,
+    verifier: ModelSpec,
+    drafter: ModelSpec,
+    topology: str,
+    mesh: tuple[int, int | None] | None = None,
+    kernels: bool = True,
+    rule: Rule = rules.token_v3,
+    batch_size: int | Sequence[int] = 8,
+    context: int | Sequence[int] = 2048,
+    k_max: int = 4,
+    acceptance: float = 0.8,
+    whole: bool = False,
+    widest: bool = False,
+    output: str | None = None,
+) -> list[dict[str, Any]]:
+    """Compiles a pair's steps for one slice or several, in bfloat16, and tells what they take.
+
+    Args:
+      verifier, drafter: see `shapes.planned`; no weights are read.
+      topology: slices, as in "v5e:2x4,v6e:2x4", or "all".
+      mesh: (data, model), of which data are the ways that the batch is split; the models take the chips that are left.
+        None is (1, None). kernels: see `models.decoder`.
+      rule: what judges the drafts. batch_size, context: rows of the whole slice, and slots of each. k_max: longest
+        draft.
+      acceptance: per draft, at which the speed-up over the verifier alone is told.
+      whole: compile the whole loop too, which takes minutes for large models.
+      widest: compile the verifier's pass over k_max + 1 tokens and nothing else, as a table of many cells needs.
+      output: a JSONL file that gets a line for each cell; those that it holds already are not compiled again.
+      The verifier's uri and weights, batch_size and context may be lists: there is a cell for every combination.
+
+    Returns:
+      What is known of every cell, as written to `output`.
+
+    Raises:
+      UserError: an unknown preset, slice or strategy, or figures that cannot be.
+    """
+    checks.number("ACCEPTANCE", acceptance, 0.0, 1.0)
+    for knob, value in {"WHOLE": whole, "WIDEST": widest, "KERNELS": kernels}.items():
+        checks.switch(knob, value)
+    data, model = (1, None) if mesh is None else (mesh_sizes(mesh, 1)[0], mesh[1])
+    small = planned("DRAFTER", drafter)
+    check_quantization(drafter, "DRAFTER_")
+    check_strategy("STRATEGY", verifier.strategy)
+    check_strategy("DRAFTER_STRATEGY", drafter.strategy)
+    large = [_verifier(verifier, *each) for each in itertools.product(_listed(verifier.uri), _listed(verifier.weights))]
+    cells = [Cell(*each) for each in itertools.product(large, _listed(batch_size), _listed(context), slices(topology))]
+    sizes = {cell: _sizes(cell, small, k_max) for cell in cells}
+    if output is not None:
+        records.check_writable(output)
+    for name in slices(topology):
+        layout_on(name, data, verifier.strategy, model)  # what is wrong is told before the first is compiled for
+    known = {_identity(record): record for record in (records.load(output) if output is not None else [])}
+    shared = {
+        **{"drafter": small.name, "rule": rule.__name__, "data": data, "acceptance": acceptance},
+        **{"strategy": verifier.strategy, "drafter_strategy": drafter.strategy, "whole": whole, "widest": widest},
+        **{"drafter_weights": drafter.weights, "cache": verifier.cache, "drafter_cache": drafter.cache},
+        "kernels": kernels,
+    }
+    out, err = Console(), Console(stderr=True)
+    found: list[dict[str, Any]] = []
+    file = records.open_append(output) if output is not None else None
+    began = time.perf_counter()
+    try:
+        for number, cell in enumerate(cells, 1):
+            about = {"verifier": cell.verifier.name, "weights": cell.verifier.spec.weights, "topology": cell.topology}
+            about |= shared | sizes[cell]._asdict()
+            if (record := known.get(_identity(about))) is None:
+                on = partial(pair_on, models=(cell.verifier, small), data=data, model=model, kernels=kernels)
+                with err.status(f"compiling {number} of {len(cells)}: {cell}"):
+                    chip, pair = on(cell.topology)
+                    one = fit(cell.topology, chip, pair, sizes[cell], rule, acceptance, widest=widest)
+                    loop = whole_cost(loop_of(*pair, sizes[cell], rule)) if whole and one.fits else None
+                smallest = smallest_slice(on, sizes[cell], cell.topology.partition(":")[0])
+                record = about | as_json(one, loop) | {"smallest": smallest, "layers": cell.verifier.config.num_layers}
+                if file:
+                    records.append(file, record)
+                if not widest:
+                    tell(out, one, loop, acceptance, smallest)
+                elif not err.is_terminal:
+                    err.print(f"{number} of {len(cells)} done, {time.perf_counter() - began:.0f} s", highlight=False)
+            found.append(record)
+    finally:
+        if file:
+            file.close()
+    if widest:
+        show(out, grid(found, k_max + 1))
+    elif len(found) > 1:
+        show(out, comparison(found, acceptance))
+    out.print("Every figure is the TPU compiler's, and times are bounds from published chip data: no measurement.")
+    return found
+
+
+def pair_on(
+    topology: str, *, models: tuple[Planned, Planned], data: int, model: int | None, kernels: bool
+) -> tuple[Chip, Pair]:
+    """Returns a slice's chip, and verifier and drafter as they live on all of the slice."""
+    chip, place = layout_on(topology, data, models[0].spec.strategy, model)
+
+    def side(each: Planned) -> Side:
+        assert isinstance(each.spec.weights, str | None)
+        there = Layout(place.mesh, STRATEGIES[each.spec.strategy])
+        return Side(each.config, there, each.spec.weights, each.spec.cache, kernels)
+
+    return chip, (side(models[0]), side(models[1]))
+
+
+def _listed(value: Any) -> list[Any]:
+    """A knob's values, each once; an empty list is no value at all, which the checks refuse."""
+    return list(dict.fromkeys(value)) if isinstance(value, list | tuple) and value else [value]
+
+
+def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells a cell's line in `output` from the others."""
+    keys = ("verifier", "drafter", "rule", "data", "strategy", "drafter_strategy", "acceptance", "topology")
+    kinds = ("weights", "drafter_weights", "cache", "drafter_cache", "kernels", "whole", "widest")
+    return tuple(record.get(key) for key in (*keys, *kinds, *Sizes._fields))
+
+
+def _verifier(spec: ModelSpec, uri: Any, weights: Any) -> Planned:
+    one = dataclasses.replace(spec, uri=uri, weights=weights)
+    check_quantization(one)
+    return planned("VERIFIER", one)
+
+
+def _sizes(cell: Cell, drafter: Planned, k_max: Any) -> Sizes:
+    pair = cell.verifier.config, drafter.config
+    for knob, size in {"BATCH_SIZE": cell.batch, "CONTEXT": cell.context, "K_MAX": k_max}.items():
+        checks.whole(knob, size, 1)
+    if cell.context > min(model.context_length for model in pair):
+        raise UserError(f"CONTEXT must be at most {min(m.context_length for m in pair)}, which the models can hold")
+    return Sizes(cell.batch, cell.context, min(model.vocab_size for model in pair), k_max)
