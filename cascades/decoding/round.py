@@ -58,6 +58,11 @@ def round_keys(state: State, k_max: int, coupling: Coupling) -> tuple[Keys, Key[
     return Keys(accept[:, :k_max], token), token if coupling == "gumbel" else drafts
 
 
+def choice(plan: Plan, state: State) -> Int[Array, " b"]:
+    """Returns each row's rule; of several, a row that has ended chooses none, so that it costs no evaluation."""
+    return state.rule if len(plan.rules) == 1 else jnp.where(state.running, state.rule, -1)
+
+
 def _verify(
     plan: Plan, params: Params, state: State, drafts: Draft, keys: Keys
 ) -> tuple[Draft, Block, Cache, Bool[Array, " b"]]:
@@ -74,7 +79,7 @@ def _verify(
     k_max = drafts.tokens.shape[1]
     pending = window(state.tokens, state.length - 1, 1, state.length)
     column = jnp.arange(k_max, dtype=jnp.int32)[None, :]
-    given = plan.rule, state.alpha, state.sampling, plan.coupling
+    given = plan.rules, choice(plan, state), state.alpha, state.sampling, plan.coupling
 
     def at_width(width: int, tokens: Array, length: Array):
         def run(carry):
@@ -83,7 +88,7 @@ def _verify(
             kept = keep(
                 drafts.tokens[:, : width - 1],
                 length,
-                drafts.logits[:, :width],
+                drafts.logits,
                 output.logits[:, :, : plan.vocab_size],
                 Keys(keys.accept[:, : width - 1], keys.token[:, :width]),
                 *given,

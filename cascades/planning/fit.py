@@ -49,7 +49,7 @@ def fit(
         last = verify_cost(pair[0], sizes, k_max + 1, rule)
         return bare._replace(needed=needed + last.temporaries, verify={k_max + 1: last})
     some = decoder(pair[0].config)
-    widths = Plan(some, some, rules.lossless, lookahead.fixed(k_max), k_max, 1).passes
+    widths = Plan(some, some, (rules.lossless,), lookahead.fixed(k_max), k_max, 1).passes
     draft = draft_cost(pair[1], sizes)
     verify = {width: verify_cost(pair[0], sizes, width, rule) for width in widths}
     largest = max(cost.temporaries for cost in (draft, *verify.values()))

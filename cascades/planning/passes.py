@@ -124,7 +124,8 @@ def verify_cost(side: Side, sizes: Sizes, width: int, rule: Rule) -> Cost:
                 drafter_logits,
                 output.logits[:, :, : sizes.vocabulary],
                 given,
-                rule,
+                (rule,),
+                jnp.zeros_like(lengths),
                 alpha,
                 sampling,
                 "maximal",
@@ -156,7 +157,7 @@ def whole_cost(
     """Compiles the whole `while_loop` of rounds, as `launch/decode.py` runs it."""
     (large, large_params, _), (small, small_params, _) = (_arrays(side, sizes) for side in (verifier, drafter))
     place = verifier.place
-    plan = Plan(large, small, rule, lookahead.verifier_guided(), sizes.k_max, sizes.vocabulary, layout=place)
+    plan = Plan(large, small, (rule,), lookahead.verifier_guided(), sizes.k_max, sizes.vocabulary, layout=place)
     programs = compile_plan(plan)
     array = partial(_array, place)
     costs = given_costs(sizes.k_max, 0.2)
