@@ -4,9 +4,12 @@ No models, no loops, no rule names. The law of every emitted token, given its pr
 (method: Leviathan et al. 2023 for `maximal`; Daliri, Musco, Suresh, arXiv 2408.07978 for `gumbel`).
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cascades.distributions import Sampling, at, draw, greedy, log_normalizer, scaled, softmax, total_variation, uniform
 from cascades.rules import Pair, Rule
@@ -14,6 +17,7 @@ from cascades.typing import Array, Bool, Float, Int, Key
 
 Coupling = Literal["maximal", "gumbel"]
 Bonus = Literal["verifier", "target"]
+Rows = TypeVar("Rows")  # a pytree whose leaves all lead with the batch axis
 
 
 class Block(NamedTuple):
@@ -86,13 +90,40 @@ def pair_of(q_logits: Float[Array, "*b v"], p_logits: Float[Array, "*b v"], samp
     return Pair(softmax(q_logits), softmax(p_logits), scaled(q_logits, sampling), scaled(p_logits, sampling))
 
 
+def by_rule(rules: tuple[Rule, ...], choice: Int[Array, " b"], evaluate: Callable[[Rule], Rows]) -> Rows:
+    """Returns, for each row, what `evaluate` makes of the rule that the row has chosen.
+
+    A rule that is alone is evaluated, and `choice` is not read. Of several each is evaluated only if a row has chosen
+    it; in the same way for every row, so that a row's result does not depend on what the others chose. What `evaluate`
+    reads of the size of the logits should be the logits as they are: what is made of them outside is stored whole.
+
+    Args:
+      choice: int32 `[b]`, places in `rules`. A row with -1 has chosen none, and gets zeros.
+    """
+    if len(rules) == 1:
+        return evaluate(rules[0])
+    result = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: evaluate(rules[0])))
+    for index, rule in enumerate(rules):
+        rows = choice == index
+
+        def put(old: Rows, rule: Rule = rule, rows: Array = rows) -> Rows:
+            def choose(a: Array, b: Array) -> Array:
+                return jnp.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+            return jax.tree.map(choose, evaluate(rule), old)
+
+        result = lax.cond(jnp.any(rows), put, lambda old: old, result)
+    return result
+
+
 def judge(
     drafts: Int[Array, "b k"],
     lengths: Int[Array, " b"],
     q_logits: Float[Array, "b m u"],
     p_logits: Float[Array, "b m v"],
     keys: Keys,
-    rule: Rule,
+    rules: tuple[Rule, ...],
+    choice: Int[Array, " b"],
     alpha: Float[Array, " b"],
     sampling: Sampling,
     coupling: Coupling,
@@ -107,28 +138,31 @@ def judge(
     Args:
       drafts: int32 `[b, k]`; behind `lengths[b]` they are padding.
       lengths: int32 `[b]`, drafts of each row, 0 to k.
-      q_logits: the drafter's raw logits at the k positions, and at k + 1 (read with `bonus='target'` only). `u` is v,
-        but where none of them is read (k = 0 and `bonus='verifier'`).
+      q_logits: the drafter's raw logits at the k positions, and at k + 1 (read with `bonus='target'` only); there may
+        be more, which are not read. `u` is v, but where none of them is read (k = 0 and `bonus='verifier'`).
       p_logits: the verifier's, `[b, k + 1, v]`.
       keys: see `Keys`.
-      rule, alpha: the deferral rule and its threshold per row.
+      rules: the deferral rules that are compiled in, at least one. choice, alpha: the row's rule among them, see
+        `by_rule`, and its threshold.
       sampling: per row.
       coupling: how draft and target are coupled. bonus: what law the token behind a kept block follows.
       scored: `[b]`, rows of which the drafter scored that token, all if None. With `bonus='target'` it follows the
         verifier's own law in the others: where there is no q, pi = p, whatever the rule is.
     """
-    kept = keep(drafts, lengths, q_logits, p_logits, keys, rule, alpha, sampling, coupling)
+    given = keys, rules, choice, alpha, sampling, coupling
+    kept = keep(drafts, lengths, q_logits, p_logits, *given)
     reads = drafts.shape[1] > 0 or bonus == "target"
-    return conclude(kept, lengths, q_logits if reads else None, keys, rule, alpha, sampling, coupling, bonus, scored)
+    return conclude(kept, lengths, q_logits if reads else None, *given, bonus, scored)
 
 
 def keep(
     drafts: Int[Array, "b k"],
     lengths: Int[Array, " b"],
     q_logits: Float[Array, "b m u"],
-    p_logits: Float[Array, "b m v"],
+    p_logits: Float[Array, "b n v"],
     keys: Keys,
-    rule: Rule,
+    rules: tuple[Rule, ...],
+    choice: Int[Array, " b"],
     alpha: Float[Array, " b"],
     sampling: Sampling,
     coupling: Coupling,
@@ -141,24 +175,29 @@ def keep(
     if not count:
         none = jnp.zeros(drafts.shape, jnp.float32)
         return Kept(jnp.zeros_like(lengths), none > 0, none, none, none, p_logits[:, 0])
-    pair = pair_of(q_logits[:, :count], p_logits[:, :count], _broadcast(sampling, count))
-    pi, defer = rule(pair, jnp.broadcast_to(alpha[:, None], drafts.shape))
+
+    def decide(rule: Rule):
+        pair = pair_of(q_logits[:, :count], p_logits[:, :count], _broadcast(sampling, count))
+        pi, defer = rule(pair, jnp.broadcast_to(alpha[:, None], drafts.shape))
+        if coupling == "maximal":
+            q_x = at(pair.q, drafts)
+            u = uniform(keys.accept)
+            kept = u < acceptance(at(pi, drafts), q_x)
+            lossless = u < acceptance(at(pair.p, drafts), q_x)
+        else:
+            kept = draw(pi, keys.token[:, :count]) == drafts
+            lossless = draw(pair.p, keys.token[:, :count]) == drafts
+        return kept, lossless, _expected(rule, pair, alpha, sampling), defer
+
+    kept, lossless, expected, defer = by_rule(rules, choice, decide)
     normalizer = log_normalizer(p_logits[:, :count])
     sound = jnp.isfinite(normalizer)
-    if coupling == "maximal":
-        q_x = at(pair.q, drafts)
-        u = uniform(keys.accept)
-        kept = u < acceptance(at(pi, drafts), q_x)
-        lossless = u < acceptance(at(pair.p, drafts), q_x)
-    else:
-        kept = draw(pi, keys.token[:, :count]) == drafts
-        lossless = draw(pair.p, keys.token[:, :count]) == drafts
     column = jnp.arange(count, dtype=jnp.int32)[None, :]
     accepted = jnp.min(jnp.where(kept & sound & (column < lengths[:, None]), count, column), axis=1)
     return Kept(
         accepted=accepted,
         lossless=lossless,
-        expected=jnp.where(sound, _expected(rule, pair, alpha, sampling), 0.0),
+        expected=jnp.where(sound, expected, 0.0),
         defer=jnp.where(sound, defer, 0.0),
         log_p=at(p_logits[:, :count], drafts) - normalizer,
         p_end=_row(p_logits, accepted),
@@ -170,7 +209,8 @@ def conclude(
     lengths: Int[Array, " b"],
     q_logits: Float[Array, "b m v"] | None,
     keys: Keys,
-    rule: Rule,
+    rules: tuple[Rule, ...],
+    choice: Int[Array, " b"],
     alpha: Float[Array, " b"],
     sampling: Sampling,
     coupling: Coupling,
@@ -188,7 +228,7 @@ def conclude(
     else:
         logits = jnp.stack([_row(q_logits, ends), p_end])
         (q_raw, p_raw), (q, p) = softmax(logits), scaled(logits, Sampling(*(jnp.stack([x, x]) for x in sampling)))
-        pi = rule(Pair(q_raw, p_raw, q, p), alpha).pi
+        pi = by_rule(rules, choice, lambda rule: rule(Pair(q_raw, p_raw, q, p), alpha).pi)
         correction = residual(pi, q) if coupling == "maximal" else pi
         behind = p
         if bonus == "target":

@@ -70,9 +70,14 @@ class Case(NamedTuple):
         """What `any_rule` takes as alpha: the rule's number and its threshold."""
         return np.float32(_STRIDE * NAMES.index(self.rule) + self.threshold)
 
+    @property
+    def alpha_left(self) -> np.float32:
+        """The threshold that float32 leaves of the code."""
+        return np.float32(self.code - np.float32(_STRIDE * NAMES.index(self.rule)))
+
     def tables(self, q_table, p_table):
-        """pi, q~, p~ of each context, from the reference, at the threshold that float32 leaves of the code."""
-        alpha = float(self.code - np.float32(_STRIDE * NAMES.index(self.rule)))
+        """pi, q~, p~ of each context, from the reference."""
+        alpha = float(self.alpha_left)
         name, beta = (self.rule[:5], 0.8) if self.rule == "lossy_beta" else (self.rule, 1.0)
         return reference.tables(name, q_table, p_table, self.settings, alpha, beta)
 
@@ -87,6 +92,9 @@ def any_rule(pair, alpha):
         mine = index == number
         result = rules.Target(jnp.where(mine[..., None], pi, result.pi), jnp.where(mine, defer, result.defer))
     return result
+
+
+EVERY_RULE = tuple(RULES.values())  # of a plan in which they are compiled side by side
 
 
 def idler(idle: int = 20, k: int = 3) -> lookahead.DraftLength:
@@ -176,13 +184,13 @@ EOS = 5
 
 
 @functools.cache
-def programs(vocab_size, k_max, coupling, bonus, alone) -> Programs:
+def programs(vocab_size, k_max, coupling, bonus, alone, rules=(any_rule,)) -> Programs:
     model = table_model(vocab_size)
     return compile_plan(
         Plan(
             verifier=model,
             drafter=None if alone else model,
-            rule=any_rule,
+            rules=rules,
             lookahead=any_controller(),
             k_max=k_max,
             vocab_size=vocab_size,
@@ -194,10 +202,19 @@ def programs(vocab_size, k_max, coupling, bonus, alone) -> Programs:
 
 
 @functools.cache
-def lab(coupling="maximal", bonus="target", vocab_size: int = 6, k_max: int = 4, ending=False, alone=False) -> Lab:
+def lab(
+    coupling="maximal",
+    bonus="target",
+    vocab_size: int = 6,
+    k_max: int = 4,
+    ending=False,
+    alone=False,
+    rules=(any_rule,),
+) -> Lab:
     """Returns a pair of which the drafter is a blur of the verifier, and its programs.
 
     Token 5 ends a sequence; its probability is next to nothing but where `ending`, so that one program serves both.
+    rules: of the plan; requests for `EVERY_RULE` name their own, see `request`.
     """
     model = table_model(vocab_size, scale=1.5)
     first, second = jax.random.split(jax.random.key(vocab_size))
@@ -205,11 +222,15 @@ def lab(coupling="maximal", bonus="target", vocab_size: int = 6, k_max: int = 4,
     drafter = {"table": (verifier["table"] + noise["table"]) / 2}
     if not ending:
         verifier, drafter = ({"table": x["table"].at[:, EOS:].set(-30.0)} for x in (verifier, drafter))
-    return Lab(programs(vocab_size, k_max, coupling, bonus, alone), verifier, drafter)
+    return Lab(programs(vocab_size, k_max, coupling, bonus, alone, rules), verifier, drafter)
 
 
-def request(cases, keys=None) -> Request:
-    """Returns the batch whose rows are `cases`; each row's key comes from its seed."""
+def request(cases, keys=None, rules=(any_rule,)) -> Request:
+    """Returns the batch whose rows are `cases`; each row's key comes from its seed.
+
+    rules: of the plan: those that the cases name, or `any_rule` for all of them.
+    """
+    coded = rules == (any_rule,)
     width = max(len(case.prompt) for case in cases)
     if keys is None:
         keys = jnp.stack([jax.random.key(case.seed) for case in cases])
@@ -228,7 +249,8 @@ def request(cases, keys=None) -> Request:
             column([case.settings.top_p for case in cases], np.float32),
             column([case.settings.min_p for case in cases], np.float32),
         ),
-        alpha=column([case.code for case in cases], np.float32),
+        rule=column([0 if coded else rules.index(RULES[case.rule]) for case in cases], np.int32),
+        alpha=column([case.code if coded else case.alpha_left for case in cases], np.float32),
         ignore_eos=jnp.zeros((len(cases),), bool),
     )
 
@@ -263,7 +285,7 @@ def come_and_go(lab: Lab, cases, rows: int, seed: int, slots: int = SLOTS, force
     """
     random, plan, programs = np.random.default_rng(seed), lab.programs.plan, lab.programs
     initial = functools.partial(plan.lookahead.init, costs=lookahead.given_costs(plan.k_max, 0.2))
-    batch = request(cases)
+    batch = request(cases, rules=plan.rules)
     state = programs.vacant(initial(rows), slots)
     waiting, seats, found = list(range(len(cases))), [-1] * rows, {}
     sent_away = 0

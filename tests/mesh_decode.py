@@ -58,6 +58,7 @@ def request() -> Request:
         limit=full(48, jnp.int32),
         key=jax.random.split(jax.random.key(4), BATCH),
         sampling=Sampling(temperature, full(0, jnp.int32), full(0.9, jnp.float32), full(0.0, jnp.float32)),
+        rule=full(0, jnp.int32),
         alpha=full(0.4, jnp.float32),
         ignore_eos=full(False, jnp.bool_),
     )
@@ -74,7 +75,7 @@ def decode(data: int, model: int, verifier: str, drafter: str, configs=(VERIFIER
     plan = Plan(
         verifier=models.build(configs[0], layout=large),
         drafter=models.build(configs[1], layout=small),
-        rule=rules.token_v3,
+        rules=(rules.token_v3,),
         lookahead=lookahead.verifier_guided(patience=2),
         k_max=3,
         vocab_size=VOCAB,

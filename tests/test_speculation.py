@@ -79,7 +79,8 @@ def test_residual_of_equal_distributions_is_the_target():
     np.testing.assert_allclose(residual(pi, pi[::-1]), [[1, 0, 0], [0, 1, 0]], atol=1e-6)
 
 
-judged = jax.jit(judge, static_argnums=(5, 8, 9))
+judged = jax.jit(judge, static_argnums=(5, 9, 10))
+FIRST = jnp.zeros((64,), jnp.int32)  # the rule that each row has chosen
 
 
 def block(coupling="maximal", bonus="verifier", lengths=None, rule=rules.token_v2, temperature=1.0, **new):
@@ -97,7 +98,7 @@ def block(coupling="maximal", bonus="verifier", lengths=None, rule=rules.token_v
     row = jnp.ones((rows,), jnp.float32)
     sampling = Sampling(temperature * row, jnp.zeros((rows,), jnp.int32), row, 0 * row)
     arrays = [jnp.asarray(given[name]) for name in ("drafts", "lengths", "q", "p")]
-    return given, judged(*arrays, given["keys"], rule, 0.3 * row, sampling, coupling, bonus)
+    return given, judged(*arrays, given["keys"], (rule,), FIRST, 0.3 * row, sampling, coupling, bonus)
 
 
 def test_judge_reports_scalars_of_each_position():
@@ -251,5 +252,5 @@ def test_a_bonus_without_a_drafter_is_the_verifiers():
     arrays = [jnp.asarray(given[name]) for name in ("drafts", "lengths", "q", "p")]
     row = jnp.ones((64,), jnp.float32)
     sampling = Sampling(row, jnp.zeros((64,), jnp.int32), row, 0 * row)
-    mixed = judged(*arrays, given["keys"], rules.token_v1, 0.3 * row, sampling, "gumbel", "target", known)
+    mixed = judged(*arrays, given["keys"], (rules.token_v1,), FIRST, 0.3 * row, sampling, "gumbel", "target", known)
     np.testing.assert_array_equal(mixed.token, jnp.where(known, target.token, plain.token))

@@ -83,6 +83,7 @@ def _vacant(plan: Plan, lookahead: Any, slots: int) -> State:
         limit=number,
         key=jnp.broadcast_to(jax.random.key(0), (batch,)),
         sampling=Sampling(real, 0 * number, real + 1, real),
+        rule=0 * number,
         alpha=real,
         ignore_eos=none,
     )
@@ -139,6 +140,7 @@ def _state(plan: Plan, request: Request, lookahead: Any, verifier_cache: Any, dr
         finish=jnp.where(request.length < request.limit, int(Finish.RUNNING), int(Finish.LENGTH)).astype(jnp.int8),
         key=request.key,
         sampling=request.sampling,
+        rule=request.rule,
         alpha=request.alpha,
         ignore_eos=request.ignore_eos,
         verifier_cache=verifier_cache,

@@ -1,4 +1,4 @@
-"""What is static in a program: models, rule, widths."""
+"""What is static in a program: models, rules, widths."""
 
 from typing import NamedTuple
 
@@ -17,9 +17,9 @@ CHOICE = "choice"
 class Plan(NamedTuple):
     """What is static in a program.
 
-    verifier: scores. drafter: drafts; None decodes with the verifier alone. rule, lookahead: of this run. k_max:
-    longest draft. vocab_size: logits behind it are padding and cut off. eos: ids that end a row. coupling, bonus: see
-    `speculation`.
+    verifier: scores. drafter: drafts; None decodes with the verifier alone. rules: at least one; a request names its
+    own by the place here, the first by default. lookahead: of this run. k_max: longest draft. vocab_size: logits behind
+    it are padding and cut off. eos: ids that end a row. coupling, bonus: see `speculation`.
     alone: the origin of tokens when there is no drafter. layout: where the verifier lives; None is one device.
     lookup: a look-up that helps the drafter, or the one model there is.
     widths: tokens of the verifier passes that are compiled, see `passes`. catch_up: tokens of the pass by which a
@@ -28,7 +28,7 @@ class Plan(NamedTuple):
 
     verifier: Model
     drafter: Model | None
-    rule: Rule
+    rules: tuple[Rule, ...]
     lookahead: DraftLength
     k_max: int
     vocab_size: int

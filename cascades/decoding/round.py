@@ -58,6 +58,11 @@ def round_keys(state: State, k_max: int, coupling: Coupling) -> tuple[Keys, Key[
     return Keys(accept[:, :k_max], token), token if coupling == "gumbel" else drafts
 
 
+def choice(plan: Plan, state: State) -> Int[Array, " b"]:
+    """Returns each row's rule; of several, a row that has ended chooses none, so that it costs no evaluation."""
+    return state.rule if len(plan.rules) == 1 else jnp.where(state.running, state.rule, -1)
+
+
 def _verify(
     plan: Plan, params: Params, state: State, drafts: Draft, keys: Keys
 ) -> tuple[Draft, Block, Cache, Bool[Array, " b"]]:
@@ -128,10 +133,11 @@ def verifier_pass(
         kept = keep(
             drafts.tokens[:, : width - 1],
             drafts.length,
-            drafts.logits[:, :width],
+            drafts.logits,
             output.logits[:, :, : plan.vocab_size],
             Keys(keys.accept[:, : width - 1], keys.token[:, :width]),
-            plan.rule,
+            plan.rules,
+            choice(plan, state),
             state.alpha,
             state.sampling,
             plan.coupling,
@@ -151,7 +157,7 @@ def verdict(plan: Plan, state: State, drafts: Draft, keys: Keys, kept: Kept) -> 
         if plan.lookup and plan.drafter is None:
             kept = kept._replace(p_end=next_token(plan.lookup, state.tokens, state.length, kept.p_end))
         logits, bonus = (drafts.logits, plan.bonus) if plan.drafter else (None, "verifier")
-        given = plan.rule, state.alpha, state.sampling, plan.coupling
+        given = plan.rules, choice(plan, state), state.alpha, state.sampling, plan.coupling
         return conclude(kept, drafts.length, logits, keys, *given, bonus, drafts.scored)
 
 

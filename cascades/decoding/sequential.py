@@ -10,10 +10,11 @@ import numpy as np
 from cascades.decoding.draft import Said, catch_up
 from cascades.decoding.lookup import next_token
 from cascades.decoding.plan import Plan
-from cascades.decoding.round import append
+from cascades.decoding.round import append, choice
 from cascades.decoding.state import Origin, State
 from cascades.distributions import Purpose, at, draw, log_normalizer, scaled, softmax, stream
 from cascades.rules import Pair, Rule
+from cascades.speculation import by_rule
 from cascades.typing import Array, Int, Params
 
 
@@ -48,7 +49,9 @@ def advance_sequential(
     if plan.lookup:
         q_logits = next_token(plan.lookup, state.tokens, state.length, q_logits)
     q_raw, q = softmax(q_logits), scaled(q_logits, state.sampling)
-    defer = running & (silent | (plan.rule(Pair(q_raw, q_raw, q, q), state.alpha).defer > 0.5))
+    pair = Pair(q_raw, q_raw, q, q)
+    share = by_rule(plan.rules, choice(plan, state), lambda rule: rule(pair, state.alpha).defer)
+    defer = running & (silent | (share > 0.5))
 
     cache = state.verifier_cache
     for width in (plan.catch_up, 1):

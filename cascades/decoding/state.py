@@ -44,8 +44,8 @@ class Request(NamedTuple):
     """A batch of prompts and how each is decoded; every field is traced and per row.
 
     tokens: int32 `[b, s]`, right-padded. length: int32 `[b]`, at least 1. limit: int32 `[b]`, most tokens that a row
-    may hold, its prompt included. key: one typed key a request. alpha: the rule's threshold. ignore_eos: rows that no
-    end-of-sequence token ends.
+    may hold, its prompt included. key: one typed key a request. rule: int32 `[b]`, its place among the plan's. alpha:
+    the rule's threshold. ignore_eos: rows that no end-of-sequence token ends.
     """
 
     tokens: Int[Array, "b s"]
@@ -53,6 +53,7 @@ class Request(NamedTuple):
     limit: Int[Array, " b"]
     key: Key[Array, " b"]
     sampling: Sampling
+    rule: Int[Array, " b"]
     alpha: Float[Array, " b"]
     ignore_eos: Bool[Array, " b"]
 
@@ -103,6 +104,7 @@ class State(NamedTuple):
     finish: Int[Array, " b"]
     key: Key[Array, " b"]
     sampling: Sampling
+    rule: Int[Array, " b"]
     alpha: Float[Array, " b"]
     ignore_eos: Bool[Array, " b"]
     verifier_cache: Cache

@@ -92,7 +92,7 @@ def build(pair: Pair, settings: Settings) -> Engine:
     plan = Plan(
         verifier=verifier.model,
         drafter=drafter.model if drafter else None,
-        rule=lossless if alone else settings.rule,
+        rules=(lossless,) if alone else (settings.rule, *settings.rules),
         lookahead=lookahead.fixed(0) if alone or oracle else settings.lookahead,  # pyright: ignore[reportArgumentType]
         k_max=0 if alone else 1 if oracle else settings.k_max,
         vocab_size=shared_vocabulary(pair),
@@ -175,7 +175,7 @@ def sharing(engine: Engine, others: Iterable[Engine]) -> Engine:
 def part(engine: Engine, method: str) -> Engine:
     """Returns the engine of the same pair in another method, built once; alpha is none of a rule there."""
     if method not in engine.parts:
-        alone = build(engine.pair, dataclasses.replace(engine.settings, method=method, rule=lossless))
+        alone = build(engine.pair, dataclasses.replace(engine.settings, method=method, rule=lossless, rules=()))
         engine.parts[method] = alone._replace(born=engine.born)
     return engine.parts[method]
 
@@ -289,6 +289,7 @@ def row(
     *,
     seed: int = 0,
     name: tuple[int, int] = (0, 0),
+    rule: int = 0,
     alpha: float = 0.0,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -311,6 +312,7 @@ def row(
         limit=one(limit, whole),
         key=key[None],
         sampling=Sampling(one(temperature, real), one(top_k, whole), one(top_p, real), one(min_p, real)),
+        rule=one(rule, whole),
         alpha=one(alpha, real),
         ignore_eos=one(ignore_eos, jnp.bool_),
     )

@@ -24,9 +24,10 @@ METHODS = ("speculative", "verifier_only", "drafter_only", "token_cascade", "ora
 class Settings:
     """The knobs of a run.
 
-    method: one of `METHODS`. rule: a deferral rule. alpha: its threshold; of a sequence cascade the mean negative
-      log-probability, in nats a token, above which the verifier answers instead. k_max: longest draft. lookahead: how
-      many tokens to draft next; a function that makes one is called.
+    method: one of `METHODS`. rule: a deferral rule. rules: more of them, which a request may name. alpha: the
+      threshold of `rule`; of a sequence cascade the mean negative log-probability, in nats a token, above which the
+      verifier answers instead. k_max: longest draft. lookahead: how many tokens to draft next; a function that makes
+      one is called.
     temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
     coupling, bonus: see `speculation.judge`. seed: of all random numbers.
     max_new_tokens: per request. context: most tokens of prompt and answer; None is what the prompts need.
@@ -40,6 +41,7 @@ class Settings:
 
     method: str = "speculative"
     rule: Callable = rules.token_v3
+    rules: Sequence[Callable] = ()
     alpha: float = 0.1
     k_max: int = 8
     lookahead: DraftLength | Callable[[], DraftLength] = verifier_guided
@@ -61,13 +63,17 @@ class Settings:
         checks.one_of("METHOD", self.method, METHODS)
         checks.one_of("COUPLING", self.coupling, ("maximal", "gumbel"))
         checks.one_of("BONUS", self.bonus, ("verifier", "target"))
-        _rule(self.rule)
+        _rule("RULE", self.rule)
+        if not isinstance(self.rules, list | tuple):
+            raise UserError(f"RULES must be a list of deferral rules, as in [@lossless, @chow], not {self.rules!r}")
+        object.__setattr__(self, "rules", tuple(self.rules))
+        for each in self.rules:
+            _rule("each of RULES", each)
+        twice = next((name for name in self.rule_names if self.rule_names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"RULE and RULES must have different names, by which requests choose, not {twice} twice")
         object.__setattr__(self, "lookahead", _controller(self.lookahead))
-        low, high = rules.ALPHA_RANGE.get(self.plain_rule, (-math.inf, math.inf))
-        name = getattr(self.rule, "__name__", "this rule")
-        if self.method == "sequence_cascade":
-            low, high, name = 0.0, math.inf, "a sequence cascade"
-        checks.number(f"ALPHA for {name}", self.alpha, low, high, infinite=True)
+        self.chosen(None, self.alpha)
         checks.whole("K_MAX", self.k_max, 1, 64)
         checks.number("TEMPERATURE", self.temperature, 0.0, 100.0)
         checks.whole("TOP_K", self.top_k, 0, 1 << 30)
@@ -85,11 +91,12 @@ class Settings:
         if not isinstance(stop, list | tuple) or not all(isinstance(text, str) and text for text in stop):
             raise UserError(f"STOP must be a list of strings that are not empty, as in ['\\n\\n'], not {self.stop!r}")
         object.__setattr__(self, "stop", tuple(stop))
-        if self.method == "token_cascade" and not sees_drafter_only(self.rule):
-            raise UserError(
-                f"a token cascade needs a rule that looks at the drafter only (chow or chow_log), not {name}: "
-                "choose --gin.RULE=@chow, or METHOD='oracle_cascade'"
-            )
+        for rule, name in zip((self.rule, *self.rules), self.rule_names, strict=True):
+            if self.method == "token_cascade" and not sees_drafter_only(rule):
+                raise UserError(
+                    f"a token cascade needs a rule that looks at the drafter only (chow or chow_log), not {name}: "
+                    "choose --gin.RULE=@chow, or METHOD='oracle_cascade'"
+                )
         if self.costs is not None:
             try:
                 draft, verify = self.costs
@@ -103,7 +110,35 @@ class Settings:
     @property
     def plain_rule(self) -> Callable:
         """The rule itself, which gin wraps."""
-        return inspect.unwrap(self.rule, stop=lambda function: function in rules.ALPHA_RANGE)
+        return _plain(self.rule)
+
+    @property
+    def rule_names(self) -> tuple[str, ...]:
+        """Names of `rule` and `rules`, in that order."""
+        return tuple(getattr(rule, "__name__", "rule") for rule in (self.rule, *self.rules))
+
+    def chosen(self, rule: Any, alpha: Any, label: str = "") -> int:
+        """Returns the place, among `rule` and `rules`, of the rule that a request names: the first where it is None.
+
+        Args:
+          rule, alpha: of the request, as they came. label: names it in errors.
+
+        Raises:
+          UserError: there is no such rule, or alpha lies outside its range.
+        """
+        where, names = f"{label}: " if label else "", self.rule_names
+        if rule is not None and (not isinstance(rule, str) or rule not in names):
+            raise UserError(
+                f"{where}the rule must be one that is compiled in ({', '.join(names)}), not {rule!r}: "
+                "RULES takes more of them"
+            )
+        place = 0 if rule is None else names.index(rule)
+        low, high = rules.ALPHA_RANGE.get(_plain((self.rule, *self.rules)[place]), (-math.inf, math.inf))
+        name = names[place]
+        if self.method == "sequence_cascade":
+            low, high, name = 0.0, math.inf, "a sequence cascade"
+        checks.number(f"{where}ALPHA for {name}", alpha, low, high, infinite=True)
+        return place
 
     @property
     def needs_drafter(self) -> bool:
@@ -114,25 +149,29 @@ def _names() -> str:
     return ", ".join(rules.__all__)
 
 
-def _rule(rule) -> None:
+def _plain(rule: Callable) -> Callable:
+    return inspect.unwrap(rule, stop=lambda function: function in rules.ALPHA_RANGE)
+
+
+def _rule(knob: str, rule) -> None:
     """Tries the rule on shapes alone, so that a function that is none is found before a program is built with it."""
     name = getattr(rule, "__name__", repr(rule))
     probs: Any = jax.ShapeDtypeStruct((2, 5), jnp.float32)
     row = jax.ShapeDtypeStruct((2,), jnp.float32)
     if not callable(rule) or isinstance(rule, type):
-        raise UserError(f"RULE must be a deferral rule such as @token_v3 (one of {_names()}), not {name}")
+        raise UserError(f"{knob} must be a deferral rule such as @token_v3 (one of {_names()}), not {name}")
     try:
         target = jax.eval_shape(rule, Pair(probs, probs, probs, probs), row)
     except Exception as error:  # whatever a function does that is no rule, or one of the user's own
         reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"RULE must be a function (pair, alpha) -> Target (one of {_names()}, or your own), but {name} fails: "
+            f"{knob} must be a function (pair, alpha) -> Target (one of {_names()}, or your own), but {name} fails: "
             f"{reason}"
         ) from error
     shapes = [(leaf.shape, leaf.dtype) for leaf in target] if isinstance(target, Target) else None
     if shapes != [((2, 5), jnp.float32), ((2,), jnp.float32)]:
         raise UserError(
-            f"RULE must return Target(pi, defer), float32, of the shapes [b, v] and [b], but {name} returns {target}"
+            f"{knob} must return Target(pi, defer), float32, of the shapes [b, v] and [b], but {name} returns {target}"
         )
 
 

@@ -21,7 +21,8 @@ from cascades.generation.text import Text
 class Query(NamedTuple):
     """One request. prompt: its text. ids: its tokens. The rest is as in `Settings`, and each request's own.
 
-    name: what tells its random numbers from those of other requests with the same seed; see `named`.
+    rule: by its name, one of `Settings.rule_names`; None is the first. name: what tells its random numbers from those
+    of other requests with the same seed; see `named`.
     """
 
     prompt: str
@@ -35,6 +36,7 @@ class Query(NamedTuple):
     seed: int = 0
     stop: Sequence[str] = ()
     ignore_eos: bool = False
+    rule: str | None = None
     name: tuple[int, int] | None = None
 
 
@@ -185,6 +187,7 @@ def request_of(engine: Engine, compiled: Compiled, query: Query) -> Request:
         limit_of(engine, query),
         seed=query.seed,
         name=query.name or (0, 0),
+        rule=engine.settings.chosen(query.rule, query.alpha),
         alpha=query.alpha,
         temperature=query.temperature,
         top_k=query.top_k,

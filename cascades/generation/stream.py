@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from cascades.decoding import Origin
 from cascades.errors import UserError
@@ -19,13 +20,16 @@ def queries(
     raw: bool = False,
     control_tokens: bool | None = None,
     label: str | None = None,
+    rule: Any = None,
+    alpha: Any = None,
 ) -> list[Query]:
     """Turns prompts into requests: the chat template around each where the verifier has one, unless `raw`.
 
-    `control_tokens`: see `Tokenizer.prompt`. In errors a prompt goes by its number, or by `label`.
+    `control_tokens`: see `Tokenizer.prompt`. In errors a prompt goes by its number, or by `label`. `rule`, `alpha`: see
+    `query`.
 
     Raises:
-      UserError: no prompt, an empty one, or one that leaves no room in the context.
+      UserError: no prompt, an empty one, one that leaves no room in the context, or a rule or alpha that cannot be.
     """
     tokenizer = engine.pair.verifier.tokenizer
     if not prompts:
@@ -36,16 +40,22 @@ def queries(
         if not prompt.strip():
             raise UserError(f"{where} is empty: give it some text")
         ids = tokenizer.prompt(prompt, raw=raw, control_tokens=control_tokens)
-        found.append(query(engine, prompt, ids, where))
+        found.append(query(engine, prompt, ids, where, rule=rule, alpha=alpha))
     return found
 
 
-def query(engine: Engine, prompt: str, ids: Sequence[int], label: str = "the prompt") -> Query:
+def query(
+    engine: Engine, prompt: str, ids: Sequence[int], label: str = "the prompt", *, rule: Any = None, alpha: Any = None
+) -> Query:
     """Returns a request with the engine's settings; `label` names it in errors.
+
+    `rule` by its name and `alpha`, where given, are its own.
 
     An encoder–decoder reads `ids`, and begins its answer behind them.
     """
     settings, start = engine.settings, engine.programs.plan.verifier.start
+    alpha = settings.alpha if alpha is None else alpha
+    settings.chosen(rule, alpha, label)
     context = min(engine.context, settings.context or engine.context)
     if not ids:
         raise UserError(f"{label} has no tokens: give it some text")
@@ -62,7 +72,7 @@ def query(engine: Engine, prompt: str, ids: Sequence[int], label: str = "the pro
     return Query(
         prompt,
         tuple(ids),
-        settings.alpha,
+        float(alpha),
         settings.temperature,
         settings.max_new_tokens,
         settings.top_k,
@@ -71,6 +81,7 @@ def query(engine: Engine, prompt: str, ids: Sequence[int], label: str = "the pro
         settings.seed,
         settings.stop,
         settings.ignore_eos,
+        rule,
     )
 
 
@@ -108,6 +119,8 @@ def generate(
     Yields:
       Tokens as they are decided, and each request's result as soon as it has ended.
     """
+    for request in requests:  # before anything is compiled
+        engine.settings.chosen(request.rule, request.alpha)
     if engine.settings.method == "sequence_cascade":
         yield from _sequence_cascade(engine, requests, rounds, together)
         return
@@ -140,7 +153,8 @@ def _sequence_cascade(
     engine: Engine, requests: Sequence[Query], rounds: int, together: bool
 ) -> Iterator[Token | Finished]:
     """The drafter answers every request; the verifier those where it was unsure on average, or could not go on."""
-    requests, deferred = named(requests), []
+    # A model that decodes alone has no rule to choose.
+    requests, deferred = named([request._replace(rule=None) for request in requests]), []
     for event in generate(engines.part(engine, "drafter_only"), requests, rounds=rounds, together=together):
         if isinstance(event, Finished):
             result = event.result

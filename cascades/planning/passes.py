@@ -104,7 +104,7 @@ def loop_of(verifier: Side, drafter: Side, sizes: Sizes, rule: Rule) -> Loop:
     """Returns the loop that `launch/decode.py` runs, its state as its own programs lay it out."""
     (large, large_params, _), (small, small_params, _) = (_arrays(side, sizes) for side in (verifier, drafter))
     place = verifier.place
-    plan = Plan(large, small, rule, lookahead.verifier_guided(), sizes.k_max, sizes.vocabulary, layout=place)
+    plan = Plan(large, small, (rule,), lookahead.verifier_guided(), sizes.k_max, sizes.vocabulary, layout=place)
     programs = compile_plan(plan)
     costs = given_costs(sizes.k_max, 0.2)
     guide = _rows(place, jax.eval_shape(lambda: plan.lookahead.init(sizes.batch, costs)))

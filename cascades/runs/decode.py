@@ -52,6 +52,7 @@ def decode(
     Args:
       pair: the models. settings: how they decode. prompts: how a text becomes a prompt.
       prompt, input, output: from the command line: prompts, a JSONL file of them, a JSONL file for results.
+        A line of `input` may name its own `rule`, one of those that are compiled in, and have its own `alpha`.
       shard: from the command line: "I/N" decodes every N-th prompt from the I-th on, counted from 0, as if the others
         were decoded too; so that N machines share a file.
       default_prompt: what is decoded when neither is given and nobody sits at the terminal.
@@ -102,14 +103,20 @@ def decode(
         label = f"prompt {place + 1} of {len(found)}"
         try:
             request = queries(
-                engine, [entry["prompt"]], raw=prompts.raw_prompt, control_tokens=prompts.control_tokens, label=label
+                engine,
+                [entry["prompt"]],
+                raw=prompts.raw_prompt,
+                control_tokens=prompts.control_tokens,
+                label=label,
+                rule=entry.get("rule"),
+                alpha=entry.get("alpha"),
             )[0]
             requests[place] = with_name(request, copies[place])
         except UserError as error:
             failed[place] = answers.failure(entry["prompt"], str(error), err)
     places = list(requests)
-    tokens = repr([request.ids for request in requests.values()])
-    hosts.agree({"the tokens of the prompts": f"checksum {zlib.crc32(tokens.encode()):08x}"})
+    tokens = repr([(request.ids, request.rule, request.alpha) for request in requests.values()])
+    hosts.agree({"the tokens, rules and thresholds of the prompts": f"checksum {zlib.crc32(tokens.encode()):08x}"})
     if interactive or requests:
         err.print(describe(engine), highlight=False, soft_wrap=True)
         if out.is_terminal:
@@ -234,7 +241,8 @@ def describe(engine: Engine) -> str:
     how = "" if settings.method == "sequence_cascade" or plain else f", rule {name}"
     alpha = "" if plain else f", alpha {settings.alpha:g}"
     assert pair.drafter is not None
-    return f"{settings.method}: {pair.drafter.name} -> {pair.verifier.name}{how}{alpha} ({law})"
+    more = f"; requests may name {', '.join(settings.rule_names[1:])}" if settings.rules else ""
+    return f"{settings.method}: {pair.drafter.name} -> {pair.verifier.name}{how}{alpha} ({law}){more}"
 
 
 class _Quiet:

@@ -21,7 +21,7 @@ def answers_of(
     It is the decoding loop of `launch/decode.py` with one model alone. The batch that it returns holds its answers, of
     at most as many tokens as there were.
     """
-    plan = Plan(model, None, lossless, fixed(0), 0, vocabulary, eos)
+    plan = Plan(model, None, (lossless,), fixed(0), 0, vocabulary, eos)
     programs = compile_plan(plan)
 
     @jax.jit
@@ -47,6 +47,7 @@ def answers_of(
             limit=batch.length + width,
             key=jax.random.split(key, rows),
             sampling=Sampling(each(temperature, jnp.float32), *nothing),
+            rule=each(0, jnp.int32),
             alpha=each(0.0, jnp.float32),
             ignore_eos=each(False, jnp.bool_),
         )

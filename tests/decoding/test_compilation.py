@@ -88,7 +88,9 @@ def lowered(plan: Plan, step=advance):
 @pytest.mark.parametrize("step", [advance, advance_sequential])
 def test_no_round_copies_a_cache(step):
     # A `lax.cond` or `lax.switch` around a pass would copy every buffer on the way in and on the way out.
-    plan = Plan(models.decoder(VERIFIER), models.decoder(DRAFTER), rules.chow, lookahead.verifier_guided(), K_MAX, 32)
+    plan = Plan(
+        models.decoder(VERIFIER), models.decoder(DRAFTER), (rules.chow,), lookahead.verifier_guided(), K_MAX, 32
+    )
     text = lowered(plan, step).compile().as_text()
     for heads in (8, 6):
         buffer = rf"f32\[3,1,64,{heads}\]"
@@ -109,7 +111,7 @@ def test_a_program_holds_a_verifier_for_each_width_and_two_drafters(name, widths
     drafter = models.decoder(config) if config else models.uniform(32, 64) if name == "ngram" else None
     lookup = look_up(3, alone=name == "ngram") if name in ("ngram", "both") else None
     plan = Plan(
-        *(verifier, drafter, rules.token_v3, lookahead.verifier_guided(), K_MAX if drafter else 0, 32),
+        *(verifier, drafter, (rules.token_v3,), lookahead.verifier_guided(), K_MAX if drafter else 0, 32),
         **{"bonus": "target", "lookup": lookup, "widths": widths},
     )
     passes = len(widths or (1, K_MAX + 1)) if drafter else 1
@@ -152,7 +154,7 @@ def test_a_width_more_costs_a_pass_and_its_verdict_and_a_token_is_chosen_once(co
     model = table_model(8)
 
     def noises(widths):
-        plan = Plan(model, model, rule, lookahead.fixed(2), K_MAX, 8, coupling=coupling, widths=widths)
+        plan = Plan(model, model, (rule,), lookahead.fixed(2), K_MAX, 8, coupling=coupling, widths=widths)
         return len(re.findall(r"call @_gumbel", lowered(plan).as_text()))
 
     assert noises(()) == (2 if coupling == "maximal" else 4)  # the gumbel coupling draws to judge, too
@@ -161,7 +163,7 @@ def test_a_width_more_costs_a_pass_and_its_verdict_and_a_token_is_chosen_once(co
 
 def test_the_widths_of_a_plan():
     assert [fine_widths(k) for k in (0, 1, 2, 3, 8, 9)] == [(1,), (1, 2), (1, 3), (1, 3, 4), (1, 3, 9), (1, 3, 9, 10)]
-    plan = Plan(table_model(8), table_model(8), rules.lossless, lookahead.fixed(2), K_MAX, 8)
+    plan = Plan(table_model(8), table_model(8), (rules.lossless,), lookahead.fixed(2), K_MAX, 8)
     assert plan.passes == (1, 5) and plan._replace(widths=(1, 2, 5)).passes == (1, 2, 5)
     assert plan._replace(drafter=None).passes == (1,) and plan._replace(k_max=0).passes == (1,)
     with pytest.raises(AssertionError):

@@ -26,7 +26,7 @@ def short(coupling="maximal", bonus="verifier", controller=None, rule=rules.loss
     """A pair of table models with a drafter that holds 20 tokens; with a context of 0, the verifier alone."""
     drafter = table_model(6, context_length=context) if context else None
     controller = controller or lookahead.fixed(3)
-    plan = Plan(table_model(6), drafter, rule, controller, K_MAX, 6, (EOS,), coupling, bonus)
+    plan = Plan(table_model(6), drafter, (rule,), controller, K_MAX, 6, (EOS,), coupling, bonus)
     return lab()._replace(programs=compile_plan(plan))
 
 
@@ -149,7 +149,7 @@ def kind(name: str) -> tuple[Model, Model, dict, dict]:
 @functools.cache
 def of_kind(name: str, alone: bool = False, coupling="maximal") -> Lab:
     large, small, *weights = kind(name)
-    plan = Plan(large, None if alone else small, rules.lossless, lookahead.fixed(3), K_MAX, 32, coupling=coupling)
+    plan = Plan(large, None if alone else small, (rules.lossless,), lookahead.fixed(3), K_MAX, 32, coupling=coupling)
     if name in ("ngram", "assisted") and not alone:
         plan = plan._replace(lookup=look_up(2, alone=name == "ngram"))
     return Lab(compile_plan(plan), *weights)
@@ -172,7 +172,7 @@ def test_models_of_every_kind(name):
 @pytest.mark.slow
 def test_a_token_cascade_keeps_to_both():
     # The host holds it to the drafter's context: within it, it is what it was.
-    plan = Plan(*kind("decoder")[:2], rules.chow, lookahead.fixed(0), 1, 32)
+    plan = Plan(*kind("decoder")[:2], (rules.chow,), lookahead.fixed(0), 1, 32)
     programs = compile_plan(plan, advance_sequential)
     batch = [case._replace(new=CONTEXT - len(case.prompt)) for case in cases(vocabulary=32) if len(case.prompt) < 18]
     asked: Request = request(batch)._replace(alpha=jnp.zeros((len(batch),), jnp.float32))

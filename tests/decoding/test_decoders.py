@@ -42,7 +42,9 @@ def weights(name, seed):
 def lab(name, coupling, bonus) -> Lab:
     """Two models of one shape: the same program serves a pair and a model that drafts for itself."""
     model = decoder(CONFIGS[name])
-    plan = Plan(model, model, rules.lossless, any_controller(CONTROLLERS), K_MAX, VOCAB, coupling=coupling, bonus=bonus)
+    plan = Plan(
+        model, model, (rules.lossless,), any_controller(CONTROLLERS), K_MAX, VOCAB, coupling=coupling, bonus=bonus
+    )
     return Lab(compile_plan(plan), weights(name, 0), weights(name, 1))
 
 

@@ -34,7 +34,7 @@ def weights(config, seed):
 def lab(drafter, coupling="maximal", bonus="verifier") -> Lab:
     pair = models.build(VERIFIER), models.build(drafter)
     controller = any_controller(CONTROLLERS)
-    plan = Plan(*pair, rules.lossless, controller, K_MAX, VOCAB, coupling=coupling, bonus=bonus)
+    plan = Plan(*pair, (rules.lossless,), controller, K_MAX, VOCAB, coupling=coupling, bonus=bonus)
     return Lab(compile_plan(plan), weights(VERIFIER, 0), weights(drafter, 0 if drafter == VERIFIER else 1))
 
 

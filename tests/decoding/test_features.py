@@ -34,7 +34,7 @@ def weights():
 @functools.cache
 def programs():
     plan = Plan(
-        decoder(VERIFIER, features=True), decoder(DRAFTER), rules.lossless, any_controller(CONTROLLERS), K_MAX, VOCAB
+        decoder(VERIFIER, features=True), decoder(DRAFTER), (rules.lossless,), any_controller(CONTROLLERS), K_MAX, VOCAB
     )
     return compile_plan(plan)
 

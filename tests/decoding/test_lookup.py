@@ -166,7 +166,7 @@ def pair_of(alone: bool, coupling="maximal", bonus="verifier", rule=rules.lossle
     model = table_model(vocab_size)
     drafter, params = (uniform(vocab_size, 1 << 16), {}) if alone else (model, base.drafter)
     plan = Plan(
-        *(model, drafter, rule, lookahead.fixed(3), k_max, vocab_size, (EOS,), coupling, bonus),
+        *(model, drafter, (rule,), lookahead.fixed(3), k_max, vocab_size, (EOS,), coupling, bonus),
         lookup=look_up(2, alone=alone),
     )
     return base._replace(programs=compile_plan(plan), drafter=params)
@@ -223,14 +223,14 @@ def test_the_law_of_the_text_is_the_verifiers(alone, coupling):
 def test_a_drafter_that_decodes_alone_takes_its_look_up_with_it():
     model, params = uniform(6, 64), {}
     plan = Plan(
-        *(model, None, rules.lossless, lookahead.fixed(0), 0, 6),
+        *(model, None, (rules.lossless,), lookahead.fixed(0), 0, 6),
         alone=Origin.DRAFTER,
         lookup=look_up(3, alone=True),
     )
     state = decode(Lab(compile_plan(plan), params, {}), request([Case(prompt=(1, 2, 3, 1, 2), new=7)]))
     assert texts(state)[0] == (1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3)
     cascade = compile_plan(
-        Plan(model, model, rules.chow, lookahead.fixed(0), 1, 6, lookup=look_up(3, alone=True)), advance_sequential
+        Plan(model, model, (rules.chow,), lookahead.fixed(0), 1, 6, lookup=look_up(3, alone=True)), advance_sequential
     )
     asked = request([Case(prompt=(1, 2, 3, 1, 2), new=7)])._replace(alpha=jnp.full((1,), 0.5, jnp.float32))
     assert texts(decode(Lab(cascade, params, params), asked))[0] == texts(state)[0]

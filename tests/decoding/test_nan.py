@@ -22,7 +22,7 @@ def pair_of(coupling="maximal", bonus="verifier", alone=False, rule=rules.lossle
     """A pair of table models, of which the drafter is a blur of the verifier, or the verifier alone."""
     model = table_model(6)
     controller = controller or lookahead.fixed(3)
-    plan = Plan(model, None if alone else model, rule, controller, K_MAX, 6, (EOS,), coupling, bonus)
+    plan = Plan(model, None if alone else model, (rule,), controller, K_MAX, 6, (EOS,), coupling, bonus)
     return lab()._replace(programs=compile_plan(plan))
 
 
@@ -107,7 +107,7 @@ def test_a_seeded_sample_is_the_same_with_a_broken_drafter(settings):
 
 def test_a_token_cascade_goes_on_with_the_verifier():
     model = table_model(6)
-    programs = compile_plan(Plan(model, model, rules.chow, lookahead.fixed(0), 1, 6, (EOS,)), advance_sequential)
+    programs = compile_plan(Plan(model, model, (rules.chow,), lookahead.fixed(0), 1, 6, (EOS,)), advance_sequential)
     pair = lab()._replace(programs=programs, drafter={"table": jnp.full((36, 6), jnp.nan)})
     asked = request(cases())._replace(alpha=jnp.ones((len(cases()),), jnp.float32))  # never deferred otherwise
     state = decode(pair, asked)
@@ -191,7 +191,9 @@ def transformer(cache: str | None) -> tuple[Lab, Lab]:
     params["embed"]["embedding"] = params["embed"]["embedding"].at[jnp.asarray([0, 7])].set(jnp.nan)
     params["head"]["kernel"] = params["head"]["kernel"].at[jnp.asarray([0, 7])].set(0.0)  # nor does it say them
     stubborn = {"table": jnp.zeros((32 * 32, 32), jnp.float32).at[:, 7].set(50.0)}
-    plans = (Plan(model, drafter, rules.lossless, lookahead.fixed(3), K_MAX, 32) for drafter in (table_model(32), None))
+    plans = (
+        Plan(model, drafter, (rules.lossless,), lookahead.fixed(3), K_MAX, 32) for drafter in (table_model(32), None)
+    )
     first, second = (Lab(compile_plan(plan), params, stubborn) for plan in plans)
     return first, second
 
@@ -230,8 +232,8 @@ def test_a_reader_of_features_that_says_nan():
     params["final_norm"]["scale"] *= 4
     own = small.init(jax.random.key(1))
     own["feature_norm"]["scale"] *= jnp.nan
-    pair = Lab(compile_plan(Plan(large, small, rules.lossless, lookahead.fixed(3), K_MAX, 32)), params, own)
+    pair = Lab(compile_plan(Plan(large, small, (rules.lossless,), lookahead.fixed(3), K_MAX, 32)), params, own)
     state = decode(pair, request(readable()))
     np.testing.assert_array_equal(state.info.drafter_nan, 1)
-    alone = Lab(compile_plan(Plan(large, None, rules.lossless, lookahead.fixed(0), 0, 32)), params, {})
+    alone = Lab(compile_plan(Plan(large, None, (rules.lossless,), lookahead.fixed(0), 0, 32)), params, {})
     assert texts(state) == texts(decode(alone, request(readable())))

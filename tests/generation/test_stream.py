@@ -5,7 +5,8 @@ import pytest
 import tiny
 
 from cascades import lookahead, rules
-from cascades.generation import Settings, build, complete, generate, load_pair, named, queries
+from cascades.errors import UserError
+from cascades.generation import Settings, build, complete, generate, load_pair, named, queries, query
 from cascades.generation import engine as engines
 from cascades.generation.slots import Finished, Slots, Token
 
@@ -103,6 +104,45 @@ def test_prompts_of_any_length_share_their_programs(pair, monkeypatch):
     assert len(compiled) == 4  # prefill, an empty state, insertion, loop
     complete(engine, [query._replace(max_new_tokens=200) for query in queries(engine, [PROMPTS[4], "a"])])
     assert len(compiled) == 4
+
+
+def test_requests_of_different_rules_share_a_program(pair, monkeypatch):
+    """Each has the text of an engine whose only rule is its own."""
+    common = {"lookahead": lookahead.fixed(3), "k_max": 3, "coupling": "gumbel", "batch_size": 2, "max_new_tokens": 12}
+    chosen = (("lossless", 0.0), ("chow", 0.9), ("token_v3", 0.9))
+    engine = build(pair, Settings(rule=rules.lossless, rules=(rules.chow, rules.token_v3), **common))
+    ids = queries(engine, PROMPTS[:1])[0].ids
+    hot = {"temperature": 1.0, "seed": 3}
+    requests = [query(engine, "", ids, rule=rule, alpha=alpha)._replace(**hot) for rule, alpha in chosen]
+    requests = [
+        each._replace(name=(0, 0)) for each in [*requests, *(each._replace(temperature=0.0) for each in requests)]
+    ]
+    expected = [
+        complete(
+            build(pair, Settings(rule=getattr(rules, each.rule), alpha=each.alpha, **common)),
+            [each._replace(rule=None)],
+        )[0]
+        for each in requests
+    ]
+    assert len({tuple(result.token_ids) for result in expected}) > 3  # else a rule would not matter
+    complete(engine, requests[:2])
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *args, **kwargs: pytest.fail("compiled again"))
+    for order in (requests, requests[::-1]):
+        results = complete(engine, order)
+        results = results if order is requests else results[::-1]
+        assert [result.token_ids for result in results] == [result.token_ids for result in expected]
+
+
+def test_a_rule_that_is_not_compiled_in_is_told_before_anything_is(pair, monkeypatch):
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *args, **kwargs: pytest.fail("compiled"))
+    engine = build(pair, Settings(rule=rules.opt, alpha=2.0, rules=(rules.chow,), lookahead=lookahead.fixed(2)))
+    first = queries(engine, PROMPTS[:1])[0]
+    with pytest.raises(UserError, match=r"the rule must be one that is compiled in \(opt, chow\), not 'bild'"):
+        complete(engine, [first, first._replace(rule="bild")])
+    with pytest.raises(UserError, match="ALPHA for chow must be a number from 0 to 1, not 2.0"):
+        complete(engine, [first, first._replace(rule="chow")])
+    with pytest.raises(UserError, match="^prompt 1 of 1: ALPHA for chow must be a number from 0 to 1, not '0.3'"):
+        queries(engine, PROMPTS[:1], rule="chow", alpha="0.3")
 
 
 def test_a_request_may_be_admitted_while_another_is_decoded(engine):

@@ -90,6 +90,29 @@ def test_bad_lines_cost_no_answer(tiny_files, tmp_path, capsys):
     assert large["prompt"] == "x" and large["input"] == {"prompt": "x", "n": None, "id": 4}
 
 
+def test_a_line_may_name_its_rule(tiny_files, tmp_path, capsys):
+    lines = [
+        {"prompt": "the quick", "rule": "lossless"},
+        {"prompt": "the quick", "rule": "chow", "alpha": 1},
+        {"prompt": "the quick", "rule": "token_v3"},
+        {"prompt": "the quick"},
+        {"prompt": "the quick", "rule": "chow", "alpha": 1.5},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    knobs = {"K_MAX": 2, "MAX_NEW_TOKENS": 8, "BATCH_SIZE": 3, "RULE": "@lossless", "RULES": "@"}
+    knobs = [each.replace("RULES=@", "RULES=[@chow]") for each in tiny.pair(tiny_files, **knobs)]
+    code, _, errors, err = launch(capsys, *knobs, f"--input={tmp_path}/in.jsonl", f"--output={tmp_path}/out.jsonl")
+    assert code == 2 and len(errors) == 2 and "(lossless); requests may name chow" in err
+    assert "prompt 3 of 5: the rule must be one that is compiled in (lossless, chow), not 'token_v3'" in errors[0]
+    assert "prompt 5 of 5: ALPHA for chow must be a number from 0 to 1, not 1.5" in errors[1]
+    found = {json.dumps(line.get("input")): line for line in strict(tmp_path / "out.jsonl")}
+    assert len(found) == 5
+    lossless, plain = found['{"rule": "lossless"}'], found["null"]
+    drafters = found['{"rule": "chow", "alpha": 1}']
+    assert lossless["token_ids"] == plain["token_ids"] and lossless["stats"]["accepted_by_rule"] == 0
+    assert drafters["stats"]["rejected"] == 0 and drafters["stats"]["accepted_by_rule"] > 0
+
+
 def test_only_bad_lines_need_no_model(tiny_files, no_compile, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text("\n".join(LINES[at] for at in BAD[1:]))
     arguments = tiny.pair(tiny_files, VERIFIER="no/such/model.gguf", **ALONE)
