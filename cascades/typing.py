@@ -89,8 +89,8 @@ class Model(NamedTuple):
       of some tokens alone, `[b, s, m]`, where the weights are plain arrays.
     start: the token that the answers of an encoder–decoder begin with; such a model reads a prompt by `prefill` alone.
       None for a decoder, which goes on with the prompt.
-    reads: width of the features that a drafter reads beside tokens: those that the verifier's cache keeps and, while it
-      drafts, its own. None for a model of tokens alone.
+    feature_width: of the features that a drafter reads beside tokens: those that the verifier's cache keeps and, while
+      it drafts, its own. None for a model of tokens alone.
     """
 
     vocab_size: int
@@ -101,4 +101,4 @@ class Model(NamedTuple):
     extend: Callable[..., tuple[Output, Cache]]
     start: int | None = None
     score: Callable[..., Float[Array, "b s v"]] | None = None
-    reads: int | None = None
+    feature_width: int | None = None

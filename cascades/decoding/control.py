@@ -11,7 +11,7 @@ from cascades.typing import Array, Bool
 Carry = TypeVar("Carry")
 
 
-def when(true: Bool[Array, ""], do: Callable[[Carry], Carry], carry: Carry) -> Carry:
+def run_if(true: Bool[Array, ""], do: Callable[[Carry], Carry], carry: Carry) -> Carry:
     """Returns `do(carry)` if `true`, else `carry`.
 
     A loop of at most one turn, since a loop updates its carry in place. Of `lax.cond` and `lax.switch` XLA copies every

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cascades import cache as caches
-from cascades.decoding.control import when
+from cascades.decoding.control import run_if
 from cascades.decoding.lookup import Continuation, find, mixed
 from cascades.decoding.plan import CHOICE, Plan
 from cascades.decoding.state import State
@@ -180,7 +180,7 @@ def draft(
     """
     model = plan.drafter
     assert model is not None
-    reads = model.reads is not None
+    reads = model.feature_width is not None
     zeros = jnp.zeros(length.shape, jnp.int32)
     left = model.context_length - state.length
     length = jnp.where(state.silent, 0, jnp.clip(length, 0, jnp.maximum(left, 0)))
@@ -219,7 +219,7 @@ def drafter_step(plan: Plan, params: Params, asked: Asked, now: Drafting, due: B
         fed = lax.dynamic_slice_in_dim(now.drafts.tokens, jnp.maximum(now.index - 1, 0), 1, axis=1)
         return extend(model, params, fed, cache, said, features=said.features)
 
-    said, cache = when(due, read, (now.said, now.cache))
+    said, cache = run_if(due, read, (now.said, now.cache))
     with jax.named_scope(CHOICE):
         drafts, lookahead = _choose(plan, asked, now, said.logits)
     return Drafting(now.index + 1, drafts, said, cache, lookahead)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cascades.decoding.control import when
+from cascades.decoding.control import run_if
 from cascades.decoding.draft import before
 from cascades.decoding.round import Plan, advance
 from cascades.decoding.state import Finish, Origin, Request, State, empty_info, placed
@@ -118,13 +118,13 @@ def _start(
         asked |= drafter.start is not None  # an encoder reads all of it at once
         asked &= jnp.any(request.length < drafter.context_length)
         given = ()
-        if drafter.reads is not None:
+        if drafter.feature_width is not None:
             given = (before(verifier_cache.features, jnp.zeros_like(held), room),)
 
         def read(cache):
             return drafter.prefill(drafter_params, fed[:, :room], jnp.minimum(held, room), cache, *given)
 
-        drafter_cache = when(asked, read, drafter_cache)
+        drafter_cache = run_if(asked, read, drafter_cache)
     request = request._replace(tokens=jnp.pad(request.tokens, ((0, 0), (0, slots - width))))
     return placed(_state(plan, request, lookahead, verifier_cache, drafter_cache), plan.layout)
 

@@ -6,7 +6,7 @@ import numpy as np
 from jax import lax
 
 from cascades import cache as caches
-from cascades.decoding.control import when
+from cascades.decoding.control import run_if
 from cascades.decoding.draft import Draft, draft, no_drafts, window
 from cascades.decoding.lookup import next_token
 from cascades.decoding.plan import CHOICE, Plan
@@ -92,7 +92,7 @@ def _verify(
         need = jnp.where(first, jnp.max(drafts.length) + 1, k_max + 1)
         found = kept, cache, jnp.zeros_like(spoilt)
         for below, width in zip((0, *plan.passes), plan.passes, strict=False):
-            found = when((need > below) & (need <= width), at_width(fed[:, :width], asked), found)
+            found = run_if((need > below) & (need <= width), at_width(fed[:, :width], asked), found)
         new, cache, unread = found
         kept = _where(first | spoilt, new, kept)
         unread &= first & (drafts.length > 0)

@@ -83,7 +83,7 @@ def build(pair: Pair, settings: Settings) -> Engine:
     verifier = pair.verifier if settings.method == "verifier_only" or not alone else pair.drafter
     drafter = None if alone else pair.drafter
     assert verifier is not None
-    if pair.drafter and pair.drafter.model.reads is not None and settings.method not in READS:
+    if pair.drafter and pair.drafter.model.feature_width is not None and settings.method not in READS:
         raise UserError(
             f"{pair.drafter.name} reads what its verifier makes of every token, so it cannot run in "
             f"METHOD='{settings.method}': METHOD is one of {', '.join(READS)}, or choose another DRAFTER"

@@ -75,7 +75,7 @@ def load_pair(spec: PairSpec, *, chat_template: str | None = None) -> Pair:
         tokenizers.check_same_vocabulary(tokenizer, large.tokenizer)  # before the weights, which take longer
         small = _load(source, dtype, drafter_place, spec.kernels, verifier=large.params)
     pairing.check_starts(large.model, small.model, (large.name, small.name))
-    if small.model.reads is not None:
+    if small.model.feature_width is not None:
         large = _with_features(large, small)
     if order is not None:
         small = small._replace(name=str(drafter.uri), lookup=look_up(order))

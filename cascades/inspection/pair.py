@@ -60,7 +60,7 @@ def _check_models(attempt: Attempts, verifier: Inspected, drafter: Inspected) ->
         return
     verifying, drafting, names = build(large, kernels=False), build(small, kernels=False), (verifier.name, drafter.name)
     attempt("starts", lambda: pairing.check_starts(verifying, drafting, names))
-    if drafting.reads is not None and isinstance(large, DecoderConfig):
+    if drafting.feature_width is not None and isinstance(large, DecoderConfig):
         keeping = build(large, kernels=False, features=True)
         attempt("features", lambda: pairing.check_features(keeping, drafting, names))
     if drafter.contents.shared:

@@ -110,9 +110,17 @@ def decoder(
     ) -> Float[Array, "b s v"]:
         return nnx.merge(graph, params).logits(features, constrain, tokens)
 
-    reads = config.d_model if config.reads_features else None
+    feature_width = config.d_model if config.reads_features else None
     return Model(
-        config.vocab_size, config.context_length, init, init_cache, prefill, extend, None, score=score, reads=reads
+        config.vocab_size,
+        config.context_length,
+        init,
+        init_cache,
+        prefill,
+        extend,
+        None,
+        score=score,
+        feature_width=feature_width,
     )
 
 

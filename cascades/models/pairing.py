@@ -33,7 +33,7 @@ def split_drafter(name: str | None) -> tuple[int | None, str | None]:
 
 def check_verifier(verifier: Model, name: str) -> None:
     """Raises a UserError for a model that cannot decode alone."""
-    if verifier.reads is not None:
+    if verifier.feature_width is not None:
         raise UserError(f"{name} is a drafter that reads another model's hidden states: it cannot be a VERIFIER")
 
 
@@ -55,8 +55,8 @@ def check_features(keeping: Model, drafter: Model, names: tuple[str, str]) -> No
       names: of the verifier and of the drafter.
     """
     width = jax.eval_shape(lambda: keeping.init_cache(1, 1)).features.shape[-1]
-    if width != drafter.reads:
+    if width != drafter.feature_width:
         raise UserError(
-            f"{names[1]} was made for another verifier: it reads hidden states of {drafter.reads} numbers, "
+            f"{names[1]} was made for another verifier: it reads hidden states of {drafter.feature_width} numbers, "
             f"and those of {names[0]} have {width}"
         )

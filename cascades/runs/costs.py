@@ -155,7 +155,9 @@ def _pass(language: LoadedModel, shapes: Shapes, length: int, width: int) -> Cal
     tokens = jnp.ones((shapes.batch, width), jnp.int32)
     held = jnp.full((shapes.batch,), length, jnp.int32)
 
-    given = {"features": jnp.zeros((shapes.batch, width, model.reads), jnp.float32)} if model.reads else {}
+    given = (
+        {"features": jnp.zeros((shapes.batch, width, model.feature_width), jnp.float32)} if model.feature_width else {}
+    )
 
     @partial(jax.jit, donate_argnums=1)
     def run(params, cache):

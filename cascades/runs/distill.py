@@ -122,7 +122,7 @@ def distill(
         train, aside = (_recalled(trainee, part, sizes, folder / "recall", err) for part in (train, aside))
     answer = None
     if on_policy:
-        if trainee.model.reads is not None:
+        if trainee.model.feature_width is not None:
             raise UserError("a drafter that reads hidden states cannot answer prompts itself: set ON_POLICY=0")
         slots = sizes.prompt + sizes.answer
         answer = policy.answers_of(trainee.model, trainee.vocabulary, tuple(tokenizer.eos_ids), slots, temperature)
@@ -170,6 +170,6 @@ def _recalled(
             found.teach,
             found.teacher,
             folder,
-            prompts=trainee.model.reads is not None,
+            prompts=trainee.model.feature_width is not None,
             progress=lambda more: progress.advance(bar, more),
         )

@@ -78,7 +78,7 @@ def foldable(trainee: Trainee) -> bool:
 
 def depth_of(trainee: Trainee, depth: int) -> int:
     """How many drafts of a round differ."""
-    return 1 if trainee.model.reads is None else depth
+    return 1 if trainee.model.feature_width is None else depth
 
 
 def _sure(trainee: Trainee, depth: int, params: Params, teacher: Params, batch: Batch) -> Float[Array, "m n"]:

@@ -70,7 +70,7 @@ def prepare(
             "a model of the same vocabulary"
         )
     small = build(begun.config, dtype, layout, kernels=False, chunk=WHOLE)
-    reads = small.reads is not None
+    reads = small.feature_width is not None
     large = build(teacher.config, dtype, layout, kernels=False, features=reads, chunk=WHOLE)
     found, state = learner.begin(
         begun.config,
@@ -158,7 +158,7 @@ def scores(
             theirs = theirs[:, :, :vocabulary]
         else:
             theirs = jnp.concatenate([theirs, _others(theirs, taught.total)[:, :, None]], axis=-1)
-        if drafter.reads is None:
+        if drafter.feature_width is None:
             outputs = iter([along_answers(drafter, params, batch)[0]])
         else:
             outputs = drafted(drafter, params, batch, depth)
