@@ -65,7 +65,7 @@ def test_lossless_greedy_text_is_the_verifiers(pair, prompts, alone, batch):
 
 @pytest.mark.slow
 def test_a_model_that_drafts_for_itself_is_always_right(pair, prompts):
-    twin = generation.Pair(pair.verifier, pair.verifier)
+    twin = generation.LoadedPair(pair.verifier, pair.verifier)
     chosen = generation.Settings(
         rule=rules.lossless, max_new_tokens=40, ignore_eos=True, batch_size=4, k_max=4, lookahead=lookahead.fixed(4)
     )

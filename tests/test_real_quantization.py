@@ -51,7 +51,7 @@ def test_logits_acceptance_and_likelihood(model, prompts):
     tokenizer = tokenizers.load(checkpoints.resolve(SMOLLM2))
     language = generation.LoadedModel(SMOLLM2, api, whole, tokenizer)
     settings = generation.Settings(method="verifier_only", max_new_tokens=TOKENS, batch_size=4, rule=rules.lossless)
-    engine = generation.build(generation.Pair(language, None), settings)
+    engine = generation.build(generation.LoadedPair(language, None), settings)
     requests = generation.queries(engine, prompts)
     answers = generation.complete(engine, requests)
 

@@ -2,7 +2,7 @@
 host's side of the loop, what is reported."""
 
 from cascades.generation.engine import Engine, Shapes, build
-from cascades.generation.pair import LoadedModel, Pair, load_pair, shared_vocabulary
+from cascades.generation.pair import LoadedModel, LoadedPair, load_pair, shared_vocabulary
 from cascades.generation.placement import default_dtype
 from cascades.generation.programs import compilation_cache
 from cascades.generation.results import Result
@@ -17,7 +17,7 @@ __all__ = [
     "Finished",
     "LoadedModel",
     "ModelSpec",
-    "Pair",
+    "LoadedPair",
     "PairSpec",
     "PromptSpec",
     "Query",

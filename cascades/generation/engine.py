@@ -17,7 +17,7 @@ from cascades.decoding.plan import fine_widths
 from cascades.decoding.round import advance
 from cascades.distributions import Sampling
 from cascades.errors import UserError
-from cascades.generation.pair import LoadedModel, Pair, shared_vocabulary
+from cascades.generation.pair import LoadedModel, LoadedPair, shared_vocabulary
 from cascades.generation.settings import Settings
 from cascades.lookahead import Costs, given_costs
 from cascades.rules import lossless
@@ -61,7 +61,7 @@ class Engine(NamedTuple):
     """
 
     settings: Settings
-    pair: Pair
+    pair: LoadedPair
     programs: Programs
     verifier_params: Params
     drafter_params: Params
@@ -71,7 +71,7 @@ class Engine(NamedTuple):
     born: float
 
 
-def build(pair: Pair, settings: Settings) -> Engine:
+def build(pair: LoadedPair, settings: Settings) -> Engine:
     """Returns the engine of `settings.method`; of a sequence cascade, the one of its drafter.
 
     Raises:
@@ -133,7 +133,7 @@ def _narrow_pays(model: LoadedModel) -> bool:
     return jax.default_backend() == "cpu" and not float32
 
 
-def holders(pair: Pair, method: str) -> list[LoadedModel]:
+def holders(pair: LoadedPair, method: str) -> list[LoadedModel]:
     """Returns the models that must hold every token of a row.
 
     Where the verifier sees every token, it alone: behind its own context a drafter drafts nothing.
@@ -143,7 +143,7 @@ def holders(pair: Pair, method: str) -> list[LoadedModel]:
     return [pair.drafter] if method == "drafter_only" else [pair.verifier, pair.drafter]
 
 
-def goes_further(pair: Pair, method: str) -> str:
+def goes_further(pair: LoadedPair, method: str) -> str:
     """Returns advice for a text that is too long for a method alone, as it asks the drafter for every token."""
     drafter = pair.drafter
     if method in READS or drafter is None or drafter.model.context_length >= pair.verifier.model.context_length:

@@ -36,14 +36,14 @@ class LoadedModel(NamedTuple):
     lookup: LookUp | None = None
 
 
-class Pair(NamedTuple):
+class LoadedPair(NamedTuple):
     """What decodes: `drafter` is None where the method needs none."""
 
     verifier: LoadedModel
     drafter: LoadedModel | None
 
 
-def load_pair(spec: PairSpec, *, chat_template: str | None = None) -> Pair:
+def load_pair(spec: PairSpec, *, chat_template: str | None = None) -> LoadedPair:
     """Loads both models; every tensor goes straight to its devices.
 
     Args:
@@ -61,12 +61,12 @@ def load_pair(spec: PairSpec, *, chat_template: str | None = None) -> Pair:
     large = large._replace(tokenizer=large.tokenizer.using(chat_template))
     pairing.check_verifier(large.model, large.name)
     if drafter is None:
-        return Pair(large, None)
+        return LoadedPair(large, None)
     if uri is None:
         assert order is not None
         model = uniform(large.model.vocab_size, large.model.context_length)
         found = look_up(order, alone=True)
-        return Pair(large, LoadedModel(str(drafter.uri), model, {}, large.tokenizer, lookup=found))
+        return LoadedPair(large, LoadedModel(str(drafter.uri), model, {}, large.tokenizer, lookup=found))
     source = dataclasses.replace(drafter, uri=uri)
     if dataclasses.replace(source, strategy=verifier.strategy) == verifier and place == drafter_place:
         small = large
@@ -79,10 +79,10 @@ def load_pair(spec: PairSpec, *, chat_template: str | None = None) -> Pair:
         large = _with_features(large, small)
     if order is not None:
         small = small._replace(name=str(drafter.uri), lookup=look_up(order))
-    return Pair(large, small)
+    return LoadedPair(large, small)
 
 
-def shared_vocabulary(pair: Pair) -> int:
+def shared_vocabulary(pair: LoadedPair) -> int:
     """Returns how many logits both models have for the same tokens; those behind are padding."""
     size = min(pair.verifier.tokenizer.vocab_size, pair.verifier.model.vocab_size)
     if pair.drafter is None:

@@ -51,7 +51,7 @@ class View:
     kernel: Callable[..., Array] | None
 
 
-class Block(nnx.Module):
+class DecoderLayer(nnx.Module):
     """One layer: attention through the cache, then a gated MLP, each with its norms and residual."""
 
     def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs | None):
@@ -125,7 +125,9 @@ class Block(nnx.Module):
         return view.constrain(self.down(gate * view.constrain(self.up(y), MLP)), HIDDEN)
 
 
-_layer = jax.jit(Block.__call__)  # so that all layers of a kind are traced, and stand in the program's text, once
+_layer = jax.jit(
+    DecoderLayer.__call__
+)  # so that all layers of a kind are traced, and stand in the program's text, once
 
 
 class Embedding(nnx.Module):
@@ -146,7 +148,7 @@ class Decoder(nnx.Module):
             self.token_norm = layers.RMSNorm(d, eps=config.norm_eps, rngs=rngs)
             self.feature_norm = layers.RMSNorm(d, eps=config.norm_eps, rngs=rngs)
             self.fuse = layers.Linear((d,), (2 * d,), dtype=dtype, rngs=rngs)
-        self.layers = nnx.Dict({str(i): Block(config, dtype=dtype, rngs=rngs) for i in range(config.num_layers)})
+        self.layers = nnx.Dict({str(i): DecoderLayer(config, dtype=dtype, rngs=rngs) for i in range(config.num_layers)})
         self.final_norm = layers.RMSNorm(config.d_model, eps=config.norm_eps, rngs=rngs)
         if not config.tied_head:
             scored = config.head_tokens or config.vocab_size

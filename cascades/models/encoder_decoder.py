@@ -111,7 +111,7 @@ class Feed(nnx.Module):
         return constrain(self.down(up), HIDDEN)
 
 
-class Block(nnx.Module):
+class T5Layer(nnx.Module):
     """One layer of either stack: attention to its own tokens, in the decoder attention to the input, and the MLP.
 
     Each has its norm before it and its residual around it; the stacks differ in what they attend to.
@@ -127,7 +127,7 @@ class Block(nnx.Module):
 
 # As functions of their own, all layers of a stack are traced, and stand in the program's text, once.
 @functools.partial(jax.jit, static_argnames="constrain")
-def _encoder_layer(block: Block, x: Float[Array, "b s d"], mask, bias, constrain: Constrain) -> Float[Array, "b s d"]:
+def _encoder_layer(block: T5Layer, x: Float[Array, "b s d"], mask, bias, constrain: Constrain) -> Float[Array, "b s d"]:
     y = block.attn_norm(x)
     x = x + block.attn(y, *block.attn.project(y, constrain), mask, bias, constrain)
     return x + block.mlp(block.mlp_norm(x), constrain)
@@ -135,7 +135,7 @@ def _encoder_layer(block: Block, x: Float[Array, "b s d"], mask, bias, constrain
 
 @functools.partial(jax.jit, static_argnames="constrain")
 def _decoder_layer(
-    block: Block,
+    block: T5Layer,
     x: Float[Array, "b s d"],
     own: tuple[kv.Buffer, kv.Buffer],
     cross: tuple[kv.Buffer, kv.Buffer],
@@ -160,7 +160,7 @@ class EncoderDecoder(nnx.Module):
 
     def __init__(self, config: T5Config, *, dtype, rngs: nnx.Rngs | None):
         def stack(count: int, crosses: bool) -> Any:  # nnx.Dict, whose own types no checker accepts
-            return nnx.Dict({str(i): Block(config, crosses=crosses, dtype=dtype, rngs=rngs) for i in range(count)})
+            return nnx.Dict({str(i): T5Layer(config, crosses=crosses, dtype=dtype, rngs=rngs) for i in range(count)})
 
         def table() -> nnx.Param[Any]:
             return layers.parameter((config.buckets, config.num_heads), jnp.float32, rngs, scale=config.d_model**-0.5)

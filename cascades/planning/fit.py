@@ -8,7 +8,7 @@ from cascades.planning.chips import SLICES, Chip
 from cascades.planning.passes import Cost, Side, Sizes, Whole, draft_cost, held, loop_of, verify_cost
 from cascades.rules import Rule
 
-Pair = tuple[Side, Side]  # verifier, drafter
+Sides = tuple[Side, Side]  # verifier, drafter
 
 
 class Fit(NamedTuple):
@@ -34,7 +34,7 @@ class Fit(NamedTuple):
 
 
 def fit(
-    topology: str, chip: Chip, pair: Pair, sizes: Sizes, rule: Rule, acceptance: float, *, widest: bool = False
+    topology: str, chip: Chip, pair: Sides, sizes: Sizes, rule: Rule, acceptance: float, *, widest: bool = False
 ) -> Fit:
     """Compiles the drafter's step and the verifier's passes at the widths of a round, or the widest pass alone."""
     needed = sum(sum(held(side, sizes)) for side in pair)
@@ -74,7 +74,7 @@ def best_k(acceptance: float, draft: float, verify: Sequence[float]) -> tuple[in
     return max(range(len(speeds)), key=speeds.__getitem__), max(speeds)
 
 
-def smallest_slice(on: Callable[[str], tuple[Chip, Pair]], sizes: Sizes, kind: str) -> str | None:
+def smallest_slice(on: Callable[[str], tuple[Chip, Sides]], sizes: Sizes, kind: str) -> str | None:
     """Returns the smallest slice of a generation that holds weights and caches, by arithmetic alone."""
     for shape in SLICES[kind]:
         name = f"{kind}:{shape}"

@@ -34,7 +34,7 @@ from cascades.lookahead import fixed
 from cascades.runs import terminal
 
 
-class Row(NamedTuple):
+class RoundTimes(NamedTuple):
     """One draft length k; seconds are medians.
 
     verify: the verifier pass of such a round, alone: the narrowest of those compiled that holds k + 1 tokens. parts:
@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
     """draft: seconds of a drafter step, alone. rows: by draft length."""
 
     draft: float
-    rows: list[Row]
+    rows: list[RoundTimes]
 
 
 def costs(
@@ -119,7 +119,9 @@ def measure(engine: Engine, prompt: str, repeats: int, prompts: PromptSpec = Pro
         ratios = [whole[k] / part - 1 for whole, part in zip(rounds, parts, strict=True)]
         whole = median(each[k] for each in rounds)
         relative = whole / median(each[0] for each in rounds)
-        rows.append(Row(k, median(v[k] for v in verify), median(parts), whole, median(ratios), break_even(k, relative)))
+        rows.append(
+            RoundTimes(k, median(v[k] for v in verify), median(parts), whole, median(ratios), break_even(k, relative))
+        )
     return Outcome(median(draft), rows)
 
 
@@ -137,7 +139,7 @@ def break_even(k: int, cost: float) -> float | None:
     return high
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[RoundTimes]) -> Table:
     """Returns a line per draft length."""
     drawn = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("k", "verify ms", "sum of passes ms", "round ms", "loop", "pays from acceptance"):

@@ -15,7 +15,7 @@ from cascades.generation import ModelSpec, records
 from cascades.generation.placement import check_strategy, mesh_sizes
 from cascades.generation.specs import check_quantization
 from cascades.planning.chips import Chip, layout_on, slices
-from cascades.planning.fit import Pair, as_json, fit, smallest_slice
+from cascades.planning.fit import Sides, as_json, fit, smallest_slice
 from cascades.planning.passes import Side, Sizes, loop_of, whole_cost
 from cascades.planning.report import comparison, grid, show, tell
 from cascades.planning.shapes import Planned, planned
@@ -133,7 +133,7 @@ def plan(
 
 def pair_on(
     topology: str, *, models: tuple[Planned, Planned], data: int, model: int | None, kernels: bool
-) -> tuple[Chip, Pair]:
+) -> tuple[Chip, Sides]:
     """Returns a slice's chip, and verifier and drafter as they live on all of the slice."""
     chip, place = layout_on(topology, data, models[0].spec.strategy, model)
 

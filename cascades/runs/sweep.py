@@ -63,7 +63,7 @@ class Point(NamedTuple):
         return self[:4]
 
 
-class Task(NamedTuple):
+class TimedBatch(NamedTuple):
     """What is timed at once: a batch of prompts, by their places in the file."""
 
     point: Point
@@ -241,7 +241,7 @@ def _folder(path: str) -> pathlib.Path:
 
 def _tasks(
     found: Sequence[Point], entries: Sequence[dict], count: int, batch: int, repeats: int, done: Sequence[dict]
-) -> list[Task]:
+) -> list[TimedBatch]:
     """Returns what is left to run. Points stand side by side within a batch: what is compared was run together."""
     have = {summary.key(line) for line in done}
     tasks = []
@@ -252,11 +252,11 @@ def _tasks(
             unit = fingerprint.digest(ids)
             for point in found:
                 if not all((*point[:5], repeat, unit, each) in have for each in ids):
-                    tasks.append(Task(point, repeat, chosen, unit))
+                    tasks.append(TimedBatch(point, repeat, chosen, unit))
     return tasks
 
 
-def _timed(tasks: Sequence[Task], engines: dict[tuple, Engine], requests: Sequence[Query], err: Console):
+def _timed(tasks: Sequence[TimedBatch], engines: dict[tuple, Engine], requests: Sequence[Query], err: Console):
     """Runs tasks in their order; yields each with its results. A program is compiled and warmed up at its first."""
     shapes: dict[tuple, Shapes] = {}
     began, columns = time.perf_counter(), (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -285,7 +285,7 @@ def _timed(tasks: Sequence[Task], engines: dict[tuple, Engine], requests: Sequen
                 err.print(f"{number + 1} of {len(tasks)} done, {time.perf_counter() - began:.0f} s", highlight=False)
 
 
-def _line(run: str, task: Task, entry: dict[str, Any], result: Result) -> dict[str, Any]:
+def _line(run: str, task: TimedBatch, entry: dict[str, Any], result: Result) -> dict[str, Any]:
     origins = {name: result.origins.count(name) for name in dict.fromkeys(result.origins)}
     return {
         "run": run,
