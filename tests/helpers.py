@@ -226,10 +226,7 @@ def lab(
 
 
 def request(cases, keys=None, rules=(any_rule,)) -> Request:
-    """Returns the batch whose rows are `cases`; each row's key comes from its seed.
-
-    rules: of the plan: those that the cases name, or `any_rule` for all of them.
-    """
+    """Returns the batch whose rows are `cases`; each row's key comes from its seed. rules: of the plan."""
     coded = rules == (any_rule,)
     width = max(len(case.prompt) for case in cases)
     if keys is None:

@@ -158,3 +158,17 @@ def test_a_request_may_be_admitted_while_another_is_decoded(engine):
         events += slots.step(2)
     ended = {event.index: event.result.token_ids for event in events if isinstance(event, Finished)}
     assert ended == dict(enumerate(expected))
+
+
+@pytest.mark.parametrize("method", ["token_cascade", "oracle_cascade", "sequence_cascade", "verifier_only"])
+def test_every_method_takes_requests_of_several_rules(pair, method):
+    common = {"method": method, "lookahead": lookahead.fixed(1), "k_max": 1, "max_new_tokens": 6, "batch_size": 2}
+    engine = build(pair, Settings(rule=rules.chow, alpha=0.9, rules=(rules.chow_log,), **common))
+    first = queries(engine, PROMPTS[:1])[0]
+    asked = [first, first._replace(rule="chow_log", alpha=0.01)]
+    found = [result.token_ids for result in complete(engine, asked)]
+    expected = [complete(engine, [each])[0].token_ids for each in asked]
+    assert found == expected
+    if method == "token_cascade":
+        other = build(pair, Settings(rule=rules.chow_log, alpha=0.01, **common))
+        assert found[1] == complete(other, [first._replace(alpha=0.01)])[0].token_ids != found[0]

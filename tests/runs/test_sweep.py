@@ -38,7 +38,6 @@ def run(tiny_pair, tmp_path, monkeypatch):
         "drafter": "small",
         "input": str(tmp_path / "prompts.jsonl"),
         "output_dir": str(tmp_path / "out"),
-        "rules": RULES,
         "repeats": 2,
         "k_max": 2,
         "max_new_tokens": 8,
@@ -46,7 +45,8 @@ def run(tiny_pair, tmp_path, monkeypatch):
 
     def swept(**knobs):
         lookahead = knobs.pop("lookahead", fixed(2))
-        return sweep(lookahead=lookahead, **tiny.specs(**{"rule": rules.chow, **common, **knobs}))
+        swept_rules = knobs.pop("rules", RULES)  # not those of `Settings`
+        return sweep(rules=swept_rules, lookahead=lookahead, **tiny.specs(**{"rule": rules.chow, **common, **knobs}))
 
     return swept
 
