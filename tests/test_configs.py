@@ -184,7 +184,7 @@ def test_an_older_file_that_includes_a_run_file_still_works(tmp_path):
         ("costs", "MAX_NEW_TOKENS=3", "nothing in configs/costs.gin reads MAX_NEW_TOKENS"),
         ("costs", "DEFAULT_PROMPT='x'", "nothing in configs/costs.gin reads DEFAULT_PROMPT"),
         ("train", "VERIFIER='x'", "nothing in configs/train.gin reads VERIFIER"),
-        ("plan", "RULES=[@opt]", "nothing in configs/plan.gin reads RULES"),
+        ("decode", "RULES=[@opt]", "(did you mean "),
         ("decode", "decode.alpha=0.3", "decode has no argument alpha (did you mean Settings.alpha?)"),
     ],
 )

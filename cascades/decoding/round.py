@@ -24,22 +24,20 @@ def advance(plan: Plan, verifier_params: Params, drafter_params: Params, state: 
       forced: where not negative, the draft length of every row in place of the lookahead's.
     """
     k_max = plan.k_max if plan.drafter else 0
-    running = state.running
-    room = jnp.where(running, state.limit - state.length, 1)  # one of them is for the verifier's own token
+    room = jnp.where(state.running, state.limit - state.length, 1)  # one of them is for the verifier's own token
     keys, draft_keys = round_keys(state, k_max, plan.coupling)
 
-    if plan.drafter is None:
-        drafts = no_drafts(state, jnp.zeros_like(state.length))
-        lookahead_state, drafter_cache = state.lookahead, None
-    else:
-        lookahead_state, length = plan.lookahead.propose(state.lookahead)
+    drafts, drafter_cache = no_drafts(state, jnp.zeros_like(state.length)), None
+    if plan.drafter:
+        guide, length = plan.lookahead.propose(state.lookahead)
         length = jnp.where(forced >= 0, forced, length)
-        length = jnp.where(running, jnp.clip(length, 0, jnp.minimum(room - 1, k_max)), 0).astype(jnp.int32)
-        state = state._replace(lookahead=lookahead_state)
-        drafts, drafter_cache, lookahead_state = draft(plan, drafter_params, state, length, draft_keys, forced >= 0)
+        length = jnp.where(state.running, jnp.clip(length, 0, jnp.minimum(room - 1, k_max)), 0).astype(jnp.int32)
+        state = state._replace(lookahead=guide)
+        drafts, drafter_cache, guide = draft(plan, drafter_params, state, length, draft_keys, forced >= 0)
+        state = state._replace(lookahead=guide)
 
     drafts, block, verifier_cache, partial = _verify(plan, verifier_params, state, drafts, keys)
-    return _emit(plan, state, drafts, block, partial, verifier_cache, drafter_cache, lookahead_state, k_max)
+    return _emit(plan, state, drafts, block, partial, verifier_cache, drafter_cache)
 
 
 def round_keys(state: State, k_max: int, coupling: Coupling) -> tuple[Keys, Key[Array, "b m"]]:
@@ -161,42 +159,61 @@ def verdict(plan: Plan, state: State, drafts: Draft, keys: Keys, kept: Kept) -> 
         return conclude(kept, drafts.length, logits, keys, *given, bonus, drafts.scored)
 
 
-def _emit(plan, state, drafts, block, partial, verifier_cache, drafter_cache, lookahead_state, k_max) -> State:
-    """Appends each row's accepted drafts and the token behind them; rewinds both caches to what stands."""
-    running = state.running
-    column = jnp.arange(k_max + 1, dtype=jnp.int32)[None, :]
-    accepted = block.accepted[:, None]
-    padded = jnp.pad(drafts.tokens, ((0, 0), (0, 1)))
-    tokens = jnp.where(column < accepted, padded, block.token[:, None])
+def _emit(
+    plan: Plan,
+    state: State,
+    drafts: Draft,
+    block: Block,
+    partial: Bool[Array, " b"],
+    verifier_cache: Cache,
+    drafter_cache: Cache | None,
+) -> State:
+    """Appends each row's accepted drafts and the token behind them; rewinds both caches to what stands.
 
-    bonus = jnp.where(drafts.length == block.accepted, int(Origin.BONUS), int(Origin.CORRECTION))
-    behind = bonus if plan.drafter else jnp.full_like(bonus, int(plan.alone))
-    kept = jnp.where(jnp.pad(block.lossless, ((0, 0), (0, 1))), int(Origin.DRAFT), int(Origin.RULE))
-    origins = jnp.where(column < accepted, kept, behind[:, None])
+    Args:
+      state: before the round, but for the lookahead's, which has seen the drafts. partial: rows that get no token
+        behind their drafts. Both caches hold the round's drafts.
+    """
+    tokens, origins = _spoken(plan, drafts, block)
     written = block.accepted + jnp.where(block.failed | partial, 0, 1)
     new, emitted = append(state, tokens, origins, written, plan.eos, block.failed)
-    count = new.length - state.length
 
+    read = jnp.where(state.running, new.length - 1, state.verifier_cache.length)
+    verifier_cache = caches.rewind(verifier_cache, read)
     if drafter_cache is not None:
+        assert state.drafter_cache is not None
         held = jnp.minimum(state.length + jnp.minimum(drafts.cached, block.accepted), new.length - 1)
         took_part = drafts.cached >= 0
         drafter_cache = caches.rewind(drafter_cache, jnp.where(took_part, held, state.drafter_cache.length))
-    verifier_cache = caches.rewind(verifier_cache, jnp.where(running, new.length - 1, state.verifier_cache.length))
 
-    decided = running[:, None] & (column <= accepted) & (column < drafts.length[:, None]) & emitted
-    decided = decided[:, :k_max]
+    column = jnp.arange(drafts.tokens.shape[1], dtype=jnp.int32)[None, :]
+    decided = state.running[:, None] & (column <= block.accepted[:, None]) & (column < drafts.length[:, None])
+    decided &= emitted[:, :-1]
+    count, guide = new.length - state.length, state.lookahead
     if plan.drafter:
-        kept_drafts = jnp.minimum(block.accepted, count)
-        verdict = Verdict(drafts.steps, drafts.length, kept_drafts, block.expected, decided, drafts.top)
-        lookahead_state = _where(running, plan.lookahead.update(lookahead_state, verdict), lookahead_state)
+        kept = jnp.minimum(block.accepted, count)
+        seen = Verdict(drafts.steps, drafts.length, kept, block.expected, decided, drafts.top)
+        guide = _where(state.running, plan.lookahead.update(guide, seen), guide)
     return new._replace(
         verifier_cache=verifier_cache,
         drafter_cache=drafter_cache,
         draft_logits=drafts.logits,
-        lookahead=lookahead_state,
+        lookahead=guide,
         silent=drafts.silent,
         info=_count(state, drafts, block, decided, emitted, count),
     )
+
+
+def _spoken(plan: Plan, drafts: Draft, block: Block) -> tuple[Int[Array, "b m"], Int[Array, "b m"]]:
+    """Returns each row's drafts and, from where its block ends, the token behind them; and who wrote them."""
+    drafted = jnp.arange(drafts.tokens.shape[1] + 1, dtype=jnp.int32)[None, :] < block.accepted[:, None]
+    room = (0, 0), (0, 1)
+    tokens = jnp.where(drafted, jnp.pad(drafts.tokens, room), block.token[:, None])
+    whole = drafts.length == block.accepted
+    behind = jnp.where(whole, int(Origin.BONUS), int(Origin.CORRECTION)) if plan.drafter else int(plan.alone)
+    kept = jnp.where(jnp.pad(block.lossless, room), int(Origin.DRAFT), int(Origin.RULE))
+    origins = jnp.where(drafted, kept, jnp.broadcast_to(behind, block.token.shape)[:, None])
+    return tokens, origins
 
 
 def append(

@@ -92,7 +92,7 @@ def build(pair: LoadedPair, settings: Settings) -> Engine:
     plan = Plan(
         verifier=verifier.model,
         drafter=drafter.model if drafter else None,
-        rules=(lossless,) if alone else (settings.rule, *settings.rules),
+        rules=(lossless,) if alone else (settings.rule, *settings.more_rules),
         lookahead=lookahead.fixed(0) if alone or oracle else settings.lookahead,  # pyright: ignore[reportArgumentType]
         k_max=0 if alone else 1 if oracle else settings.k_max,
         vocab_size=shared_vocabulary(pair),
@@ -175,7 +175,7 @@ def sharing(engine: Engine, others: Iterable[Engine]) -> Engine:
 def part(engine: Engine, method: str) -> Engine:
     """Returns the engine of the same pair in another method, built once; alpha is none of a rule there."""
     if method not in engine.parts:
-        alone = build(engine.pair, dataclasses.replace(engine.settings, method=method, rule=lossless, rules=()))
+        alone = build(engine.pair, dataclasses.replace(engine.settings, method=method, rule=lossless, more_rules=()))
         engine.parts[method] = alone._replace(born=engine.born)
     return engine.parts[method]
 

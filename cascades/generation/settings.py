@@ -24,7 +24,7 @@ METHODS = ("speculative", "verifier_only", "drafter_only", "token_cascade", "ora
 class Settings:
     """The knobs of a run.
 
-    method: one of `METHODS`. rule: a deferral rule. rules: more of them, which a request may name. alpha: the
+    method: one of `METHODS`. rule: a deferral rule. more_rules: others, which a request may name. alpha: the
       threshold of `rule`; of a sequence cascade the mean negative log-probability, in nats a token, above which the
       verifier answers instead. k_max: longest draft. lookahead: how many tokens to draft next; a function that makes
       one is called.
@@ -41,7 +41,7 @@ class Settings:
 
     method: str = "speculative"
     rule: Callable = rules.token_v3
-    rules: Sequence[Callable] = ()
+    more_rules: Sequence[Callable] = ()
     alpha: float = 0.1
     k_max: int = 8
     lookahead: DraftLength | Callable[[], DraftLength] = verifier_guided
@@ -64,14 +64,14 @@ class Settings:
         checks.one_of("COUPLING", self.coupling, ("maximal", "gumbel"))
         checks.one_of("BONUS", self.bonus, ("verifier", "target"))
         _rule("RULE", self.rule)
-        if not isinstance(self.rules, list | tuple):
-            raise UserError(f"RULES must be a list of deferral rules, as in [@lossless, @chow], not {self.rules!r}")
-        object.__setattr__(self, "rules", tuple(self.rules))
-        for each in self.rules:
-            _rule("each of RULES", each)
+        if not isinstance(self.more_rules, list | tuple):
+            raise UserError(f"MORE_RULES must be a list of rules, as in [@lossless, @chow], not {self.more_rules!r}")
+        object.__setattr__(self, "more_rules", tuple(self.more_rules))
+        for each in self.more_rules:
+            _rule("each of MORE_RULES", each)
         twice = next((name for name in self.rule_names if self.rule_names.count(name) > 1), None)
         if twice is not None:
-            raise UserError(f"RULE and RULES must have different names, by which requests choose, not {twice} twice")
+            raise UserError(f"the rules of RULE and MORE_RULES must have names of their own, and {twice} stands twice")
         object.__setattr__(self, "lookahead", _controller(self.lookahead))
         self.chosen(None, self.alpha)
         checks.whole("K_MAX", self.k_max, 1, 64)
@@ -91,7 +91,7 @@ class Settings:
         if not isinstance(stop, list | tuple) or not all(isinstance(text, str) and text for text in stop):
             raise UserError(f"STOP must be a list of strings that are not empty, as in ['\\n\\n'], not {self.stop!r}")
         object.__setattr__(self, "stop", tuple(stop))
-        for rule, name in zip((self.rule, *self.rules), self.rule_names, strict=True):
+        for rule, name in zip((self.rule, *self.more_rules), self.rule_names, strict=True):
             if self.method == "token_cascade" and not sees_drafter_only(rule):
                 raise UserError(
                     f"a token cascade needs a rule that looks at the drafter only (chow or chow_log), not {name}: "
@@ -114,11 +114,11 @@ class Settings:
 
     @property
     def rule_names(self) -> tuple[str, ...]:
-        """Names of `rule` and `rules`, in that order."""
-        return tuple(getattr(rule, "__name__", "rule") for rule in (self.rule, *self.rules))
+        """Names of `rule` and `more_rules`, in that order."""
+        return tuple(getattr(rule, "__name__", "rule") for rule in (self.rule, *self.more_rules))
 
     def chosen(self, rule: Any, alpha: Any, label: str = "") -> int:
-        """Returns the place, among `rule` and `rules`, of the rule that a request names: the first where it is None.
+        """Returns the place, among `rule` and `more_rules`, of the rule that a request names: None is the first.
 
         Args:
           rule, alpha: of the request, as they came. label: names it in errors.
@@ -130,10 +130,10 @@ class Settings:
         if rule is not None and (not isinstance(rule, str) or rule not in names):
             raise UserError(
                 f"{where}the rule must be one that is compiled in ({', '.join(names)}), not {rule!r}: "
-                "RULES takes more of them"
+                "MORE_RULES takes more of them"
             )
         place = 0 if rule is None else names.index(rule)
-        low, high = rules.ALPHA_RANGE.get(_plain((self.rule, *self.rules)[place]), (-math.inf, math.inf))
+        low, high = rules.ALPHA_RANGE.get(_plain((self.rule, *self.more_rules)[place]), (-math.inf, math.inf))
         name = names[place]
         if self.method == "sequence_cascade":
             low, high, name = 0.0, math.inf, "a sequence cascade"

@@ -241,7 +241,7 @@ def describe(engine: Engine) -> str:
     how = "" if settings.method == "sequence_cascade" or plain else f", rule {name}"
     alpha = "" if plain else f", alpha {settings.alpha:g}"
     assert pair.drafter is not None
-    more = f"; requests may name {', '.join(settings.rule_names[1:])}" if settings.rules else ""
+    more = f"; requests may name {', '.join(settings.rule_names[1:])}" if settings.more_rules else ""
     return f"{settings.method}: {pair.drafter.name} -> {pair.verifier.name}{how}{alpha} ({law}){more}"
 
 

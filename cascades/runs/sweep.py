@@ -138,7 +138,7 @@ def sweep(
         "device": [jax.default_backend(), jax.devices()[0].device_kind, jax.device_count()],
         "jax": jax.__version__,
     }
-    del about["rule"], about["rules"], about["alpha"], about["lookahead"]
+    del about["rule"], about["more_rules"], about["alpha"], about["lookahead"]
     run = fingerprint.digest(about)
     (folder / f"{run}.settings.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     path = folder / "results.jsonl"
@@ -180,7 +180,7 @@ def points(rules: Any, controllers: Sequence[Any], settings: Settings) -> list[P
     if callable(rules) or not isinstance(rules, list | tuple) or not rules:
         raise UserError(f"RULES must be a list as in [(@token_v3, (0.0, 0.1)), @lossless], not {rules!r}")
     found = {}
-    settings = dataclasses.replace(settings, rules=())  # one a program
+    settings = dataclasses.replace(settings, more_rules=())  # one a program
     alone = dataclasses.replace(settings, method="verifier_only", rule=deferral.lossless, alpha=0.0)
     found[VERIFIER] = Point(VERIFIER, "", "", "", None, alone)
     for item in rules:

@@ -65,8 +65,8 @@ def test_rules_that_a_request_may_name():
     def mine(pair, alpha):
         return Target(pair.q, jnp.zeros_like(alpha))
 
-    settings = Settings(rule=rules.opt, alpha=2.0, rules=[rules.chow, mine])
-    assert settings.rule_names == ("opt", "chow", "mine") and settings.rules == (rules.chow, mine)
+    settings = Settings(rule=rules.opt, alpha=2.0, more_rules=[rules.chow, mine])
+    assert settings.rule_names == ("opt", "chow", "mine") and settings.more_rules == (rules.chow, mine)
     assert [settings.chosen(name, 0.5) for name in (None, "opt", "chow", "mine")] == [0, 0, 1, 2]
     with pytest.raises(UserError, match="^prompt 3: ALPHA for chow must be a number from 0 to 1, not 2.0$"):
         settings.chosen("chow", 2.0, "prompt 3")
@@ -78,14 +78,14 @@ def test_rules_that_a_request_may_name():
 
 
 def test_rules_that_cannot_be():
-    assert "RULE and RULES must have different names, by which requests choose, not chow twice" in refused(
-        rule=rules.chow, alpha=0.1, rules=[rules.opt, rules.chow]
+    assert "RULE and MORE_RULES must have names of their own, and chow stands twice" in refused(
+        rule=rules.chow, alpha=0.1, more_rules=[rules.opt, rules.chow]
     )
-    assert "RULES must be a list of deferral rules" in refused(rules=rules.opt)
-    assert "RULES must be a list of deferral rules" in refused(rules="opt")
-    assert "each of RULES must be a deferral rule such as @token_v3" in refused(rules=["opt"])
-    assert "each of RULES must return Target(pi, defer)" in refused(rules=[lambda pair, alpha: pair.p])
-    assert "not opt" in refused(method="token_cascade", rule=rules.chow, rules=[rules.opt])
+    assert "MORE_RULES must be a list of rules" in refused(more_rules=rules.opt)
+    assert "MORE_RULES must be a list of rules" in refused(more_rules="opt")
+    assert "each of MORE_RULES must be a deferral rule such as @token_v3" in refused(more_rules=["opt"])
+    assert "each of MORE_RULES must return Target(pi, defer)" in refused(more_rules=[lambda pair, alpha: pair.p])
+    assert "not opt" in refused(method="token_cascade", rule=rules.chow, more_rules=[rules.opt])
 
 
 def test_functions_that_are_no_rules():

@@ -110,7 +110,7 @@ def test_requests_of_different_rules_share_a_program(pair, monkeypatch):
     """Each has the text of an engine whose only rule is its own."""
     common = {"lookahead": lookahead.fixed(3), "k_max": 3, "coupling": "gumbel", "batch_size": 2, "max_new_tokens": 12}
     chosen = (("lossless", 0.0), ("chow", 0.9), ("token_v3", 0.9))
-    engine = build(pair, Settings(rule=rules.lossless, rules=(rules.chow, rules.token_v3), **common))
+    engine = build(pair, Settings(rule=rules.lossless, more_rules=(rules.chow, rules.token_v3), **common))
     ids = queries(engine, PROMPTS[:1])[0].ids
     hot = {"temperature": 1.0, "seed": 3}
     requests = [query(engine, "", ids, rule=rule, alpha=alpha)._replace(**hot) for rule, alpha in chosen]
@@ -135,7 +135,7 @@ def test_requests_of_different_rules_share_a_program(pair, monkeypatch):
 
 def test_a_rule_that_is_not_compiled_in_is_told_before_anything_is(pair, monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *args, **kwargs: pytest.fail("compiled"))
-    engine = build(pair, Settings(rule=rules.opt, alpha=2.0, rules=(rules.chow,), lookahead=lookahead.fixed(2)))
+    engine = build(pair, Settings(rule=rules.opt, alpha=2.0, more_rules=(rules.chow,), lookahead=lookahead.fixed(2)))
     first = queries(engine, PROMPTS[:1])[0]
     with pytest.raises(UserError, match=r"the rule must be one that is compiled in \(opt, chow\), not 'bild'"):
         complete(engine, [first, first._replace(rule="bild")])
@@ -163,7 +163,7 @@ def test_a_request_may_be_admitted_while_another_is_decoded(engine):
 @pytest.mark.parametrize("method", ["token_cascade", "oracle_cascade", "sequence_cascade", "verifier_only"])
 def test_every_method_takes_requests_of_several_rules(pair, method):
     common = {"method": method, "lookahead": lookahead.fixed(1), "k_max": 1, "max_new_tokens": 6, "batch_size": 2}
-    engine = build(pair, Settings(rule=rules.chow, alpha=0.9, rules=(rules.chow_log,), **common))
+    engine = build(pair, Settings(rule=rules.chow, alpha=0.9, more_rules=(rules.chow_log,), **common))
     first = queries(engine, PROMPTS[:1])[0]
     asked = [first, first._replace(rule="chow_log", alpha=0.01)]
     found = [result.token_ids for result in complete(engine, asked)]
