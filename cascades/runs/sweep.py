@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from cascades.evaluation import summary
 from cascades.evaluation.summary import VERIFIER, Row
 from cascades.generation import (
     Engine,
+    LoadedPair,
     PairSpec,
     PromptSpec,
     Query,
@@ -105,7 +106,7 @@ def sweep(
     Raises:
       UserError: any input that cannot be used, in one sentence.
     """
-    found = points(rules, _controllers(lookahead), settings)
+    swept = points(rules, _controllers(lookahead), settings)
     pair = pair.needed(settings)
     pair.layouts(settings.batch_size)
     checks.whole("REPEATS", repeats, 1)
@@ -116,19 +117,57 @@ def sweep(
     folder = _folder(output_dir)
     _, err = terminal.consoles()
     compilation_cache()
-    loaded = load_pair(pair, chat_template=prompts.chat_template)
+    engines = _engines(swept, load_pair(pair, chat_template=prompts.chat_template))
+    requests = _requests(engines.values(), [entry["prompt"] for entry in entries], prompts, settings)
+    about = _about(pair, settings, prompts, requests)
+    run = fingerprint.digest(about)
+    (folder / f"{run}.settings.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    path = folder / "results.jsonl"
+    before = [_loaded(line) for line in records.load(str(path))]
+    lines = [line for line in before if line.get("run") == run]
+    if len(lines) < len(before):
+        err.print(f"{len(before) - len(lines)} lines of {path} have other settings and are left out", highlight=False)
+    tasks = _tasks(swept, entries, len(requests), settings.batch_size, repeats, lines)
+    file = records.open_append(str(path))
+    try:
+        for task, results in _timed(tasks, engines, requests, err):
+            for at, result in zip(task.chosen, results, strict=True):
+                lines.append(_line(run, task, entries[at], result))
+                records.append(file, _written(lines[-1]))
+    finally:
+        file.close()
+        if config_text:
+            (folder / f"{run}.config.gin").write_text(config_text(), encoding="utf-8")
+        known = {entry["id"] for entry in entries}
+        lines = [line for line in lines if line["prompt_id"] in known]
+        rows = summary.summarise(lines, score)  # pyright: ignore[reportArgumentType]
+        if rows:
+            _by_category(lines, score)
+            assert pair.drafter is not None  # every method of a sweep needs one
+            title = f"{settings.method}: {_short(pair.drafter.uri)} -> {_short(pair.verifier.uri)}"
+            _tell(rows, folder, title, _notes(about, rows, repeats), err)
+    return rows
+
+
+def _engines(swept: Sequence[Point], pair: LoadedPair) -> dict[tuple, Engine]:
+    """Returns an engine for each program that the points need, by `Point.program`."""
     engines: dict[tuple, Engine] = {}
-    for point in found:
+    for point in swept:
         if point.program not in engines:
-            engines[point.program] = sharing(build(loaded, point.settings), engines.values())
-    shortest = min(engines.values(), key=lambda engine: engine.context)
+            engines[point.program] = sharing(build(pair, point.settings), engines.values())
+    return engines
+
+
+def _requests(engines: Iterable[Engine], texts: list[str], prompts: PromptSpec, settings: Settings) -> list[Query]:
+    """Returns the requests, whose answers may be as long for every method."""
+    shortest = min(engines, key=lambda engine: engine.context)
     room = min(shortest.context, settings.context or shortest.context)
-    asked = queries(
-        shortest, [entry["prompt"] for entry in entries], raw=prompts.raw_prompt, control_tokens=prompts.control_tokens
-    )
-    requests = [  # as long for every model
-        request._replace(max_new_tokens=min(settings.max_new_tokens, room - len(request.ids))) for request in asked
-    ]
+    asked = queries(shortest, texts, raw=prompts.raw_prompt, control_tokens=prompts.control_tokens)
+    return [each._replace(max_new_tokens=min(settings.max_new_tokens, room - len(each.ids))) for each in asked]
+
+
+def _about(pair: PairSpec, settings: Settings, prompts: PromptSpec, requests: Sequence[Query]) -> dict[str, Any]:
+    """Returns all that lines of one run share: results of another are not compared with them."""
     about = {
         **fingerprint.of_code(dataclasses.asdict(pair)),
         "dtype": str(default_dtype(pair.dtype).__name__),
@@ -138,34 +177,8 @@ def sweep(
         "device": [jax.default_backend(), jax.devices()[0].device_kind, jax.device_count()],
         "jax": jax.__version__,
     }
-    del about["rule"], about["more_rules"], about["alpha"], about["lookahead"]
-    run = fingerprint.digest(about)
-    (folder / f"{run}.settings.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    path = folder / "results.jsonl"
-    before = [_loaded(line) for line in records.load(str(path))]
-    mine = [line for line in before if line.get("run") == run]
-    if len(mine) < len(before):
-        err.print(f"{len(before) - len(mine)} lines of {path} have other settings and are left out", highlight=False)
-    tasks = _tasks(found, entries, len(requests), settings.batch_size, repeats, mine)
-    file = records.open_append(str(path))
-    try:
-        for task, results in _timed(tasks, engines, requests, err):
-            for at, result in zip(task.chosen, results, strict=True):
-                mine.append(_line(run, task, entries[at], result))
-                records.append(file, _written(mine[-1]))
-    finally:
-        file.close()
-        if config_text:
-            (folder / f"{run}.config.gin").write_text(config_text(), encoding="utf-8")
-        known = {entry["id"] for entry in entries}
-        chosen = [line for line in mine if line["prompt_id"] in known]
-        rows = summary.summarise(chosen, score)  # pyright: ignore[reportArgumentType]
-        if rows:
-            _by_category(mine, known, score)
-            assert pair.drafter is not None  # every method of a sweep needs one
-            title = f"{settings.method}: {_short(pair.drafter.uri)} -> {_short(pair.verifier.uri)}"
-            _tell(rows, folder, title, _notes(about, rows, repeats), err)
-    return rows
+    of_points = ("rule", "more_rules", "alpha", "lookahead")
+    return {name: value for name, value in about.items() if name not in of_points}
 
 
 def points(rules: Any, controllers: Sequence[Any], settings: Settings) -> list[Point]:
@@ -179,10 +192,9 @@ def points(rules: Any, controllers: Sequence[Any], settings: Settings) -> list[P
         raise UserError(f"METHOD of a sweep must be one of {', '.join(_METHODS)}, not {settings.method!r}")
     if callable(rules) or not isinstance(rules, list | tuple) or not rules:
         raise UserError(f"RULES must be a list as in [(@token_v3, (0.0, 0.1)), @lossless], not {rules!r}")
-    found = {}
     settings = dataclasses.replace(settings, more_rules=())  # one a program
     alone = dataclasses.replace(settings, method="verifier_only", rule=deferral.lossless, alpha=0.0)
-    found[VERIFIER] = Point(VERIFIER, "", "", "", None, alone)
+    swept: dict[Any, Point] = {VERIFIER: Point(VERIFIER, "", "", "", None, alone)}
     for item in rules:
         rule, thresholds = (item, (None,)) if callable(item) else item if _is_pair(item) else (None, ())
         if not callable(rule):
@@ -196,12 +208,12 @@ def points(rules: Any, controllers: Sequence[Any], settings: Settings) -> list[P
             whole = isinstance(alpha, int) and not isinstance(alpha, bool)
             number = 0.0 if alpha is None else float(alpha) if whole else alpha
             for controller in controllers:
-                mine = dataclasses.replace(settings, rule=rule, alpha=number, lookahead=controller)
-                assert isinstance(mine.lookahead, DraftLength)
-                steps = fingerprint.digest(fingerprint.of_code(mine.lookahead))
+                own = dataclasses.replace(settings, rule=rule, alpha=number, lookahead=controller)
+                assert isinstance(own.lookahead, DraftLength)
+                steps = fingerprint.digest(fingerprint.of_code(own.lookahead))
                 threshold = None if alpha is None else number
-                found[identity, alpha, steps] = Point(name, identity, mine.lookahead.name, steps, threshold, mine)
-    return list(found.values())
+                swept[identity, alpha, steps] = Point(name, identity, own.lookahead.name, steps, threshold, own)
+    return list(swept.values())
 
 
 def _controllers(lookahead: Any) -> Sequence[Any]:
@@ -240,7 +252,7 @@ def _folder(path: str) -> pathlib.Path:
 
 
 def _tasks(
-    found: Sequence[Point], entries: Sequence[dict], count: int, batch: int, repeats: int, done: Sequence[dict]
+    swept: Sequence[Point], entries: Sequence[dict], count: int, batch: int, repeats: int, done: Sequence[dict]
 ) -> list[TimedBatch]:
     """Returns what is left to run. Points stand side by side within a batch: what is compared was run together."""
     have = {summary.key(line) for line in done}
@@ -250,7 +262,7 @@ def _tasks(
             chosen = tuple(range(first, min(first + batch, count)))
             ids = [entries[at]["id"] for at in chosen]
             unit = fingerprint.digest(ids)
-            for point in found:
+            for point in swept:
                 if not all((*point[:5], repeat, unit, each) in have for each in ids):
                     tasks.append(TimedBatch(point, repeat, chosen, unit))
     return tasks
@@ -335,15 +347,14 @@ def _notes(about: dict[str, Any], rows: Sequence[Row], repeats: int) -> list[str
     ]
 
 
-def _by_category(lines: Sequence[dict], known: set[str], score: Callable | None) -> None:
+def _by_category(lines: Sequence[dict], score: Callable | None) -> None:
     """Prints a table for each `category` of the prompts, where there are several."""
-    lines = [line for line in lines if line["prompt_id"] in known]
-    found = dict.fromkeys(line["input"].get("category") for line in lines)
+    categories = dict.fromkeys(line["input"].get("category") for line in lines)
     out, _ = terminal.consoles()
-    for category in found if len(found) > 1 else ():
-        mine = (line for line in lines if line["input"].get("category") == category)
+    for category in categories if len(categories) > 1 else ():
+        of_it = (line for line in lines if line["input"].get("category") == category)
         out.print(f"\n{category or 'no category'}", style="bold", highlight=False)
-        out.print(report.table(summary.summarise(mine, score)))
+        out.print(report.table(summary.summarise(of_it, score)))
 
 
 def _tell(rows: list[Row], folder: pathlib.Path, title: str, notes: list[str], err: Console) -> None:
