@@ -98,7 +98,7 @@ def plan(
         "kernels": kernels,
     }
     out, err = Console(), Console(stderr=True)
-    found: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     file = records.open_append(output) if output is not None else None
     began = time.perf_counter()
     try:
@@ -109,26 +109,28 @@ def plan(
                 on = partial(pair_on, models=(cell.verifier, small), data=data, model=model, kernels=kernels)
                 with err.status(f"compiling {number} of {len(cells)}: {cell}"):
                     chip, pair = on(cell.topology)
-                    one = fit(cell.topology, chip, pair, sizes[cell], rule, acceptance, widest=widest)
-                    loop = whole_cost(loop_of(*pair, sizes[cell], rule)) if whole and one.fits else None
+                    fitted = fit(cell.topology, chip, pair, sizes[cell], rule, acceptance, widest=widest)
+                    loop = whole_cost(loop_of(*pair, sizes[cell], rule)) if whole and fitted.fits else None
                 smallest = smallest_slice(on, sizes[cell], cell.topology.partition(":")[0])
-                record = about | as_json(one, loop) | {"smallest": smallest, "layers": cell.verifier.config.num_layers}
+                record = (
+                    about | as_json(fitted, loop) | {"smallest": smallest, "layers": cell.verifier.config.num_layers}
+                )
                 if file:
                     records.append(file, record)
                 if not widest:
-                    tell(out, one, loop, acceptance, smallest)
+                    tell(out, fitted, loop, acceptance, smallest)
                 elif not err.is_terminal:
                     err.print(f"{number} of {len(cells)} done, {time.perf_counter() - began:.0f} s", highlight=False)
-            found.append(record)
+            lines.append(record)
     finally:
         if file:
             file.close()
     if widest:
-        show(out, grid(found, k_max + 1))
-    elif len(found) > 1:
-        show(out, comparison(found, acceptance))
+        show(out, grid(lines, k_max + 1))
+    elif len(lines) > 1:
+        show(out, comparison(lines, acceptance))
     out.print("Every figure is the TPU compiler's, and times are bounds from published chip data: no measurement.")
-    return found
+    return lines
 
 
 def pair_on(
@@ -158,9 +160,9 @@ def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _verifier(spec: ModelSpec, uri: Any, weights: Any) -> Planned:
-    one = dataclasses.replace(spec, uri=uri, weights=weights)
-    check_quantization(one)
-    return planned("VERIFIER", one)
+    spec = dataclasses.replace(spec, uri=uri, weights=weights)
+    check_quantization(spec)
+    return planned("VERIFIER", spec)
 
 
 def _sizes(cell: Cell, drafter: Planned, k_max: Any) -> Sizes:
