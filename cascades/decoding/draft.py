@@ -72,8 +72,8 @@ def before(features: Float[Array, "b 1 t d"] | None, start: Int[Array, " b"], wi
     """Returns, for `width` tokens from `start[b]`, the features of the token before each; zeros before the first."""
     assert features is not None, "a verifier's cache keeps what its drafter reads"
     index = start[:, None] - 1 + jnp.arange(width, dtype=jnp.int32)[None, :]
-    found = jnp.take_along_axis(features[:, 0], jnp.clip(index, 0, features.shape[2] - 1)[:, :, None], axis=1)
-    return jnp.where(index[:, :, None] >= 0, found, 0)
+    taken = jnp.take_along_axis(features[:, 0], jnp.clip(index, 0, features.shape[2] - 1)[:, :, None], axis=1)
+    return jnp.where(index[:, :, None] >= 0, taken, 0)
 
 
 def extend(
@@ -185,8 +185,8 @@ def draft(
     left = model.context_length - state.length
     length = jnp.where(state.silent, 0, jnp.clip(length, 0, jnp.maximum(left, 0)))
     rows = state.running & ~state.silent & (_end(plan, length, left) > 0)
-    found = find(plan.lookup, state.tokens, state.length, plan.k_max) if plan.lookup else None
-    asked = Asked(rows, left, keys, eager, state.sampling, found)
+    continuation = find(plan.lookup, state.tokens, state.length, plan.k_max) if plan.lookup else None
+    asked = Asked(rows, left, keys, eager, state.sampling, continuation)
 
     def wanted(now: Drafting) -> Array:
         return jnp.any(rows & ~now.drafts.silent & (now.index < _end(plan, now.drafts.length, left)))

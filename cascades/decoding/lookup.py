@@ -72,7 +72,7 @@ def find(lookup: LookUp, tokens: Int[Array, "b n"], length: Int[Array, " b"], k:
 
 def mixed(
     lookup: LookUp,
-    found: Continuation,
+    continuation: Continuation,
     drafts: Int[Array, "b k"],
     index: Int[Array, ""],
     logits: Float[Array, "b v"],
@@ -90,10 +90,10 @@ def mixed(
       Logits and probabilities.
     """
     column = jnp.arange(drafts.shape[1], dtype=jnp.int32)[None, :]
-    follows = jnp.all((drafts == found.tokens) | (column >= index), axis=1)
-    told = follows & (found.matched > 0) & (index < drafts.shape[1])
-    token = jnp.sum(jnp.where(column == index, found.tokens, 0), axis=1)
-    weight = jnp.where(told, _weight(lookup, found.matched + index, logits.shape[-1]), 0.0)[:, None]
+    follows = jnp.all((drafts == continuation.tokens) | (column >= index), axis=1)
+    told = follows & (continuation.matched > 0) & (index < drafts.shape[1])
+    token = jnp.sum(jnp.where(column == index, continuation.tokens, 0), axis=1)
+    weight = jnp.where(told, _weight(lookup, continuation.matched + index, logits.shape[-1]), 0.0)[:, None]
     one = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] == token[:, None]
     probs = (1 - weight) * probs + jnp.where(one, weight, 0.0)
     return jnp.where(weight > 0, jnp.log(jnp.maximum(probs, 1e-30)), logits), probs
@@ -103,8 +103,8 @@ def next_token(
     lookup: LookUp, tokens: Int[Array, "b n"], length: Int[Array, " b"], logits: Float[Array, "b v"]
 ) -> Float[Array, "b v"]:
     """Returns the logits of the token behind a row with what its look-up finds mixed in."""
-    found = find(lookup, tokens, length, 1)
-    return mixed(lookup, found, found.tokens, jnp.int32(0), logits, softmax(logits))[0]
+    continuation = find(lookup, tokens, length, 1)
+    return mixed(lookup, continuation, continuation.tokens, jnp.int32(0), logits, softmax(logits))[0]
 
 
 def _weight(lookup: LookUp, matched: Int[Array, " b"], vocab_size: int) -> Float[Array, " b"]:

@@ -88,10 +88,10 @@ def _verify(
         fed = jnp.concatenate([pending, tokens], axis=1)
         asked = drafts._replace(length=jnp.where(spoilt, 1, drafts.length))
         need = jnp.where(first, jnp.max(drafts.length) + 1, k_max + 1)
-        found = kept, cache, jnp.zeros_like(spoilt)
+        outcome = kept, cache, jnp.zeros_like(spoilt)
         for below, width in zip((0, *plan.passes), plan.passes, strict=False):
-            found = run_if((need > below) & (need <= width), at_width(fed[:, :width], asked), found)
-        new, cache, unread = found
+            outcome = run_if((need > below) & (need <= width), at_width(fed[:, :width], asked), outcome)
+        new, cache, unread = outcome
         kept = _where(first | spoilt, new, kept)
         unread &= first & (drafts.length > 0)
         stands = jnp.where(unread, state.verifier_cache.length, state.length + kept.accepted)  # the others stay

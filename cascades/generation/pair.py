@@ -65,8 +65,8 @@ def load_pair(spec: PairSpec, *, chat_template: str | None = None) -> LoadedPair
     if uri is None:
         assert order is not None
         model = uniform(large.model.vocab_size, large.model.context_length)
-        found = look_up(order, alone=True)
-        return LoadedPair(large, LoadedModel(str(drafter.uri), model, {}, large.tokenizer, lookup=found))
+        lookup = look_up(order, alone=True)
+        return LoadedPair(large, LoadedModel(str(drafter.uri), model, {}, large.tokenizer, lookup=lookup))
     source = dataclasses.replace(drafter, uri=uri)
     if dataclasses.replace(source, strategy=verifier.strategy) == verifier and place == drafter_place:
         small = large

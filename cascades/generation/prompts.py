@@ -45,12 +45,12 @@ def share(shard: str | None, count: int) -> range:
 def copies(entries: Sequence[dict[str, Any] | Bad]) -> list[int]:
     """Returns how many equal prompts stand before each."""
     seen: Counter[str] = Counter()
-    found = []
+    counts = []
     for entry in entries:
         text = entry.prompt if isinstance(entry, Bad) else entry["prompt"]
-        found.append(seen[text])
+        counts.append(seen[text])
         seen[text] += 1
-    return found
+    return counts
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -62,11 +62,11 @@ def read(path: str) -> list[dict[str, Any]]:
     Raises:
       UserError: the file cannot be read, is empty, or a line is not JSON or holds no prompt.
     """
-    found = scan(path)
-    for entry in found:
+    entries = scan(path)
+    for entry in entries:
         if isinstance(entry, Bad):
             raise UserError(entry.error)
-    return [entry for entry in found if isinstance(entry, dict)]
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def scan(path: str) -> list[dict[str, Any] | Bad]:
@@ -83,21 +83,21 @@ def scan(path: str) -> list[dict[str, Any] | Bad]:
         ) from None
     # Not `splitlines`: JSON strings may hold U+2028 and other characters that it takes for ends of lines.
     lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
-    found, problem = [], None
+    entries, problem = [], None
     for number, line in lines:
         try:
             text = line.decode("utf-8-sig").strip()  # such a mark begins a file, or one that was appended to another
         except UnicodeDecodeError as error:
             problem = error
-            found.append(Bad("", f"line {number} of {path} should be UTF-8 text, but is not: {error}", number))
+            entries.append(Bad("", f"line {number} of {path} should be UTF-8 text, but is not: {error}", number))
             continue
         if text:
-            found.append(_entry(path, number, text))
-    if problem is not None and not any(isinstance(entry, dict) for entry in found):
+            entries.append(_entry(path, number, text))
+    if problem is not None and not any(isinstance(entry, dict) for entry in entries):
         raise UserError(f"the prompts should be in a file of UTF-8 text, but {path} is not: {problem}")
-    if not found:
+    if not entries:
         raise UserError(f"{path} holds no prompt: a JSON object a line with a field 'prompt' was expected")
-    return found
+    return entries
 
 
 def collect(prompts: Sequence[str] | None, path: str | None) -> list[dict[str, Any] | Bad]:
@@ -113,10 +113,10 @@ def collect(prompts: Sequence[str] | None, path: str | None) -> list[dict[str, A
     return given + (scan(path) if path is not None else [])
 
 
-def summary(found: Sequence[dict[str, Any] | Bad]) -> str:
+def summary(entries: Sequence[dict[str, Any] | Bad]) -> str:
     """Returns how many prompts there are and a checksum of their texts, by which hosts compare them."""
-    texts = repr([entry.prompt if isinstance(entry, Bad) else entry["prompt"] for entry in found])
-    return f"{len(found)} of checksum {zlib.crc32(texts.encode()):08x}"
+    texts = repr([entry.prompt if isinstance(entry, Bad) else entry["prompt"] for entry in entries])
+    return f"{len(entries)} of checksum {zlib.crc32(texts.encode()):08x}"
 
 
 def _entry(path: str, number: int, line: str) -> dict[str, Any] | Bad:

@@ -177,13 +177,13 @@ def _rule(knob: str, rule) -> None:
 
 def _controller(lookahead) -> DraftLength:
     """Returns a draft-length controller; `@fixed` does as well as `@fixed()`."""
-    found, name = lookahead, getattr(lookahead, "__name__", repr(lookahead))
+    controller, name = lookahead, getattr(lookahead, "__name__", repr(lookahead))
     wanted = f"LOOKAHEAD must be a draft-length controller such as @verifier_guided(), not {name}"
-    if callable(found):
+    if callable(controller):
         try:
-            found = found()
+            controller = controller()
         except TypeError as error:
             raise UserError(wanted) from error
-    if not isinstance(found, DraftLength):
+    if not isinstance(controller, DraftLength):
         raise UserError(wanted)
-    return found
+    return controller

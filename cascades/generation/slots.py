@@ -203,11 +203,11 @@ def named(queries: Sequence[Query]) -> list[Query]:
     A request's random stream hangs on its own tokens, not on its place; the n-th of equal prompts gets the n-th.
     """
     copies: Counter[tuple[int, ...]] = Counter()
-    found = []
+    told_apart = []
     for query in queries:
-        found.append(query if query.name else with_name(query, copies[query.ids]))
+        told_apart.append(query if query.name else with_name(query, copies[query.ids]))
         copies[query.ids] += 1
-    return found
+    return told_apart
 
 
 def with_name(query: Query, copy: int) -> Query:

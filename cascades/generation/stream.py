@@ -34,14 +34,14 @@ def queries(
     tokenizer = engine.pair.verifier.tokenizer
     if not prompts:
         raise UserError("at least one prompt is needed, and there is none")
-    found = []
+    requests = []
     for number, prompt in enumerate(prompts, 1):
         where = label or f"prompt {number} of {len(prompts)}"
         if not prompt.strip():
             raise UserError(f"{where} is empty: give it some text")
         ids = tokenizer.prompt(prompt, raw=raw, control_tokens=control_tokens)
-        found.append(query(engine, prompt, ids, where, rule=rule, alpha=alpha))
-    return found
+        requests.append(query(engine, prompt, ids, where, rule=rule, alpha=alpha))
+    return requests
 
 
 def query(

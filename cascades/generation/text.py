@@ -36,10 +36,10 @@ class Text:
 
     def _release(self, final: bool = False) -> list[tuple[str, int]]:
         held = "".join(piece for piece, _ in self._held)
-        found = [at for text in self._stop if (at := held.find(text)) >= 0]
-        if found:
+        places = [at for text in self._stop if (at := held.find(text)) >= 0]
+        if places:
             self.stopped = True
-            safe = min(found)
+            safe = min(places)
         elif final:
             safe = len(held)
         else:

@@ -65,30 +65,30 @@ def decode(
     pair = pair.needed(settings)
     pair.layouts(settings.batch_size)  # what cannot be placed is told before anything is read
     interactive = not prompt and input is None and sys.stdin.isatty() and not hosts.several()
-    found = prompt_files.collect(prompt, input)
-    if not found and not interactive:
+    entries = prompt_files.collect(prompt, input)
+    if not entries and not interactive:
         if not isinstance(default_prompt, str) or not default_prompt.strip():
             raise UserError("at least one prompt is needed: give --prompt=TEXT or --input=FILE.jsonl")
-        found = [{"prompt": default_prompt}]
-    hosts.agree({"the prompts": prompt_files.summary(found)})
-    mine, copies = prompt_files.share(shard, len(found)), prompt_files.copies(found)
-    found, copies = [found[place] for place in mine], [copies[place] for place in mine]
+        entries = [{"prompt": default_prompt}]
+    hosts.agree({"the prompts": prompt_files.summary(entries)})
+    share, copies = prompt_files.share(shard, len(entries)), prompt_files.copies(entries)
+    entries, copies = [entries[place] for place in share], [copies[place] for place in share]
     if output is not None:
         hosts.lead(lambda: records.check_writable(output))
     out, err = terminal.consoles(quiet=not hosts.leads())
-    if not found and not interactive:
+    if not entries and not interactive:
         err.print(f"nothing to do: shard {shard} holds no prompt", highlight=False)
         if output is not None:  # as the others have one
             hosts.lead(lambda: records.open_append(output).close())
         return []
     failed: dict[int, Result] = {}
-    for place, entry in enumerate(found):
+    for place, entry in enumerate(entries):
         if isinstance(entry, Bad):
             failed[place] = answers.failure(entry.prompt, entry.error, err)
-    if found and len(failed) == len(found):  # no model is needed to say so
+    if entries and len(failed) == len(entries):  # no model is needed to say so
         if output is not None and hosts.leads():
             with records.open_append(output) as file:
-                answers.write_failures(file, found, failed)
+                answers.write_failures(file, entries, failed)
         raise answers.unanswered(failed)
     compilation_cache()
 
@@ -97,10 +97,10 @@ def decode(
         err.print(f"note: {remark}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     engine = build(loaded, settings)
     requests: dict[int, Query] = {}
-    for place, entry in enumerate(found):
+    for place, entry in enumerate(entries):
         if isinstance(entry, Bad):
             continue
-        label = f"prompt {place + 1} of {len(found)}"
+        label = f"prompt {place + 1} of {len(entries)}"
         try:
             request = queries(
                 engine,
@@ -127,15 +127,15 @@ def decode(
 
     results: list[tuple[int, Result]] = []
     try:
-        answers.write_failures(file, found, failed)
+        answers.write_failures(file, entries, failed)
         if interactive:
             events = _chat(engine, out, err, prompts)
         else:
-            events = _stream(engine, list(requests.values()), out, err, places=places, count=len(found))
+            events = _stream(engine, list(requests.values()), out, err, places=places, count=len(entries))
         for index, result in events:
             results.append((index, result))
             if file:
-                records.append(file, answers.record(result, None if interactive else found[places[index]]))
+                records.append(file, answers.record(result, None if interactive else entries[places[index]]))
     finally:
         if results:
             err.print(terminal.table(results, None if interactive else places))
