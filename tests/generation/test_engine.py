@@ -1,0 +1,39 @@
+"""What an engine compiles: the widths of its verifier's passes, and what it keeps for the next run."""
+
+import jax
+import pytest
+import tiny
+
+from cascades import lookahead, rules
+from cascades.generation import Settings, build, load_pair, programs
+
+
+@pytest.mark.parametrize(("dtype", "widths"), [("float32", (1, 9)), ("bfloat16", (1, 3, 9))])
+def test_a_narrow_pass_is_compiled_where_it_takes_less(tiny_files, dtype, widths, monkeypatch):
+    pair = load_pair(tiny.specs(verifier=tiny_files.verifier, drafter=tiny_files.drafter, dtype=dtype)["pair"])
+    settings = Settings(rule=rules.lossless, lookahead=lookahead.fixed(3), k_max=8)
+    assert build(pair, settings).programs.plan.passes == widths
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert build(pair, settings).programs.plan.passes == (1, 9)
+
+
+@pytest.fixture
+def flags():
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_every_program_is_kept_unless_the_user_has_a_place_for_them(flags, monkeypatch, tmp_path):
+    monkeypatch.setenv("CASCADES_CACHE", str(tmp_path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+    programs.compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 1.0
+    jax.config.update("jax_compilation_cache_dir", None)
+    programs.compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.0
