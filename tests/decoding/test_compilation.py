@@ -139,7 +139,7 @@ def test_the_layers_of_a_model_share_their_text(kind):
         else:
             shape = {"vocab_size": 32, "d_model": 16, "d_ff": 24, "num_heads": 2, "head_dim": 8, "context_length": 64}
             model = models.encoder_decoder(models.T5Config(**shape, num_layers=layers, num_decoder_layers=layers))
-        plan = Plan(model, model, rules.token_v3, lookahead.fixed(2), K_MAX, 32)
+        plan = Plan(model, model, (rules.token_v3,), lookahead.fixed(2), K_MAX, 32)
         text = lowered(plan).as_text()
         return text.count("stablehlo.dot_general"), inlined(text, "stablehlo.dot_general")
 
