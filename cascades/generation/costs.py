@@ -1,10 +1,8 @@
 """What a round costs, measured on the program that runs."""
 
 import time
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cascades import hosts
@@ -13,7 +11,7 @@ from cascades.decoding import Request, State
 from cascades.generation import engine as engines
 from cascades.generation.engine import Compiled, Engine, Shapes
 from cascades.lookahead import Costs, given_costs
-from cascades.typing import Array, Int
+from cascades.typing import Array
 
 
 def programs_for(engine: Engine, shapes: Shapes, ids: tuple[int, ...]) -> Compiled:
@@ -63,16 +61,13 @@ def time_rounds(
         state = engines.admit(engine, compiled, state, request, slot)
     drafter = engine.programs.plan.drafter
     room = max(drafter.context_length - max(lengths), 1) if drafter else compiled.shapes.slots
-    # On a mesh all of it stays where it is.
-    places = jax.tree.map(lambda x: x.sharding, state)
-    again = jax.jit(partial(_again, slots=compiled.shapes.slots), donate_argnums=0, out_shardings=places)
-    start = np.int32(min(int(np.asarray(hosts.whole(request.length))[0]), room))
+    start = min(int(np.asarray(hosts.whole(request.length))[0]), room)
     nothing = np.zeros((compiled.shapes.batch,), bool)
     seconds: dict[int, float] = {}
     for k in lengths:
         times = []
         for _ in range(repeats + 1):  # the first is warm-up: the drafter may have to catch up
-            state = jax.block_until_ready(again(state, start))
+            state = jax.block_until_ready(_again(state, start, compiled.shapes.slots))
             began = time.perf_counter()
             state = jax.block_until_ready(engines.proceed(engine, compiled, state, nothing, 1, k))
             times.append(time.perf_counter() - began)
@@ -80,14 +75,18 @@ def time_rounds(
     return dict(zip(seconds, hosts.agreed(np.asarray([*seconds.values()], np.float32)).tolist(), strict=True))
 
 
-def _again(state: State, start: Int[Array, ""], slots: int) -> State:
-    """Whatever the text did, every row takes part again and stands where its prompt ended."""
-    length = jnp.full_like(state.length, start)
+def _again(state: State, start: int, slots: int) -> State:
+    """Whatever the text did, every row takes part again and stands where its prompt ended. Nothing is compiled."""
+
+    def full(like: Array, value: int) -> Array:
+        values = np.full(like.shape, value, like.dtype)
+        return jax.make_array_from_callback(like.shape, like.sharding, lambda index: values[index])
+
     return state._replace(
-        finish=jnp.zeros_like(state.finish),
-        silent=jnp.zeros_like(state.silent),
-        length=length,
-        limit=jnp.full_like(state.limit, slots),
-        verifier_cache=rewind(state.verifier_cache, length - 1),
-        drafter_cache=rewind(state.drafter_cache, length - 1) if state.drafter_cache else None,
+        finish=full(state.finish, 0),
+        silent=full(state.silent, 0),
+        length=full(state.length, start),
+        limit=full(state.limit, slots),
+        verifier_cache=rewind(state.verifier_cache, full(state.verifier_cache.length, start - 1)),
+        drafter_cache=state.drafter_cache and rewind(state.drafter_cache, full(state.drafter_cache.length, start - 1)),
     )

@@ -1,9 +1,11 @@
 """The shapes of a run and the programs compiled for them."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import gc
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -206,12 +208,18 @@ def compile_for(engine: Engine, shapes: Shapes, length: int) -> Compiled:
     if known is not None and width in known.starts:
         return known
     began = time.perf_counter()
+    with _uncollected():
+        if known is None:
+            known = engine.compiled[shapes] = _compiled(engine, shapes, width)
+        else:
+            known.starts[width] = _start(engine, shapes, width, known.costs)
+    known.seconds += time.perf_counter() - began
+    return known
+
+
+def _compiled(engine: Engine, shapes: Shapes, width: int) -> Compiled:
     settings, programs = engine.settings, engine.programs
     plan, weights = programs.plan, (engine.verifier_params, engine.drafter_params)
-    if known is not None:
-        known.starts[width] = _start(engine, shapes, width, known.costs)
-        known.seconds += time.perf_counter() - began
-        return known
     given = settings.costs if plan.k_max == settings.k_max else None  # a baseline drafts nothing
     costs = given_costs(plan.k_max, *(given or (0.0, ())))
     guide = initial(engine, shapes.batch, costs)
@@ -227,10 +235,19 @@ def compile_for(engine: Engine, shapes: Shapes, length: int) -> Compiled:
         row = jax.eval_shape(partial(programs.start, slots=shapes.slots), *weights, request, one)
         row = _placed(row, start.result(), plan.layout) if plan.layout else row
         insert = programs.insert.lower(state, row, number).compile()
-        compiled = Compiled(shapes, {width: start.result()}, vacant, insert, loop.result(), costs, 0.0)
-    compiled.seconds = time.perf_counter() - began
-    engine.compiled[shapes] = compiled
-    return compiled
+        return Compiled(shapes, {width: start.result()}, vacant, insert, loop.result(), costs, 0.0)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keeps Python from looking for garbage: tracing makes a great many objects, and of compiling it took a sixth."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _start(engine: Engine, shapes: Shapes, width: int, costs: Costs) -> Any:
