@@ -176,15 +176,15 @@ def _texts(name: str) -> Iterator[str]:
     """
     state = distributed.global_state
     assert state.client is not None
-    found: dict[str, str] = {}
+    answers: dict[str, str] = {}
     end = time.monotonic() + _JOINING
     for host in range(state.num_processes):
-        while f"{name}/{host}" not in found:
+        while f"{name}/{host}" not in answers:
             if time.monotonic() > end:
                 raise UserError(f"host {host} of this run said nothing for {_JOINING} seconds: see its log")
             time.sleep(_OFTEN)
-            found = dict(state.client.key_value_dir_get(name))
-        yield found[f"{name}/{host}"]
+            answers = dict(state.client.key_value_dir_get(name))
+        yield answers[f"{name}/{host}"]
 
 
 def disagreement(said: Sequence[Mapping[str, str]]) -> str:
@@ -217,10 +217,10 @@ def lead(action: Callable[[], T]) -> T | None:
     Raises:
       UserError: it failed there; every host ends.
     """
-    found, problem = None, None
+    result, problem = None, None
     if leads():
         try:
-            found = action()
+            result = action()
         except UserError as error:
             problem = error
     failed = bool(agreed(np.int32(problem is not None)))
@@ -228,4 +228,4 @@ def lead(action: Callable[[], T]) -> T | None:
         raise problem
     if failed:
         raise UserError("the first host could not go on, and says why")
-    return found
+    return result

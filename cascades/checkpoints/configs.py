@@ -31,10 +31,10 @@ def from_gemma(shapes: Shapes, label: str, *, preset: str | None = None) -> Deco
         return dataclasses.replace(presets.decoder_preset(preset), vocab_size=vocab)
     num_heads, head_dim, _ = shapes["layer_0/attn/attn_vec_einsum/w"]
     num_layers = sum(key.endswith("attn/attn_vec_einsum/w") for key in shapes)
-    found = (num_layers, d_model, num_heads, head_dim)
+    known = (num_layers, d_model, num_heads, head_dim)
     for config in (each for each in PRESETS.values() if isinstance(each, DecoderConfig)):
         sizes = (config.num_layers, config.d_model, config.num_heads, config.head_dim)
-        if sizes == found and config.embed_scale and config.qk_norm == ("layer_0/attn/_query_norm/scale" in shapes):
+        if sizes == known and config.embed_scale and config.qk_norm == ("layer_0/attn/_query_norm/scale" in shapes):
             return dataclasses.replace(config, vocab_size=vocab)
     raise UserError(
         f"{label} has {num_layers} layers of width {d_model} with {num_heads} heads of {head_dim}, as no Gemma known "

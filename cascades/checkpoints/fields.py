@@ -32,10 +32,10 @@ class Fields:
 
     def number(self, name: str, default: float | None = None) -> float:
         """A positive number, needed where there is no default."""
-        found = self._number(name, self._get(name, default))
-        if not found > 0:
+        number = self._number(name, self._get(name, default))
+        if not number > 0:
             raise self.wrong(name, "a positive number")
-        return found
+        return number
 
     def optional(self, name: str) -> float | None:
         """A positive number, or None where the field is absent."""
@@ -89,9 +89,9 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.wrong(name, "a number")
         try:
-            found = float(value)
+            number = float(value)
         except OverflowError:
             raise self.wrong(name, "a number") from None
-        if not math.isfinite(found):
+        if not math.isfinite(number):
             raise self.wrong(name, "a finite number")
-        return found
+        return number

@@ -61,14 +61,14 @@ def _leaves(directory: AnyPath) -> dict[str, tuple[Path, Any]]:
         raise UserError(
             f"{directory} should be a whole orbax checkpoint, but is damaged ({first_line(error)}): fetch it again."
         ) from None
-    found = {}
+    leaves = {}
     for path, leaf in flatten(tree).items():
         name = "/".join(path).removeprefix("transformer/")
         if "/mlp/" in name:
             name = name.removesuffix("/w")
         if names.is_weight(name):
-            found[name] = (path, leaf)
-    return found
+            leaves[name] = (path, leaf)
+    return leaves
 
 
 def _restore(directory: AnyPath, path: Path) -> np.ndarray:

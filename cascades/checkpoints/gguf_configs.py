@@ -163,13 +163,13 @@ def _rope_scaling(
         silent = given is None and keys.get("rope.scaling.type", None) is None
         return keys.default("rope_scaling", None) if silent else scaling
     original = keys.get("rope.scaling.original_context_length", 8192)
-    found = _from_factors(np.asarray(factors, np.float64), fields, original, keys.label)
-    if found is not None and (scaling is not None or family != "llama"):
+    by_factors = _from_factors(np.asarray(factors, np.float64), fields, original, keys.label)
+    if by_factors is not None and (scaling is not None or family != "llama"):
         raise UserError(
             f"{keys.label} scales rotary positions by rope_freqs.weight, which only a llama without another scaling "
             "may: give another model."
         )
-    return found or scaling
+    return by_factors or scaling
 
 
 def _from_factors(factors: np.ndarray, fields: Mapping[str, Any], original: int, label: str) -> RopeScaling | None:

@@ -128,17 +128,17 @@ def _activation(fields: Fields, family: str) -> str:
     gemma = family.startswith("gemma")
     read, other = ("hidden_activation", "hidden_act") if gemma else ("hidden_act", "hidden_activation")
     default = "gelu_pytorch_tanh" if gemma else "silu"
-    found = {}
+    activations = {}
     for name in (read, other):
         word = fields.text(name, default) or ""
         if gemma and name == "hidden_act" and word == "gelu":
             word = default
         if word not in _ACTIVATIONS:
             raise fields.wrong(name, f"one of {', '.join(_ACTIVATIONS)}")
-        found[name] = _ACTIVATIONS[word]
-    if (fields.has(other) or family == "gemma") and found[other] != found[read]:
+        activations[name] = _ACTIVATIONS[word]
+    if (fields.has(other) or family == "gemma") and activations[other] != activations[read]:
         raise fields.wrong(other, f"what {read} is, {fields.text(read, default)}, or not at all")
-    return found[read]
+    return activations[read]
 
 
 def _sliding(fields: Fields, family: str, num_layers: int, context_length: int) -> tuple[int | None, tuple[bool, ...]]:

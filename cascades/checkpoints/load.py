@@ -85,18 +85,18 @@ def shared_part(path: AnyPath, config: Config, verifier: Params | None) -> Param
     names = orbax.shared(path)
     if not names:
         return {}
-    found = {name: (verifier or {}).get(name) for name in names}
-    if any(each is None for each in found.values()):
+    borrowed = {name: (verifier or {}).get(name) for name in names}
+    if any(each is None for each in borrowed.values()):
         raise UserError(
             f"{path} is a drafter without the {' and '.join(names)} of its verifier: give it as DRAFTER, beside the "
             "VERIFIER that it was made for"
         )
-    expected, got = (_widths({name: tree[name] for name in names}) for tree in (abstract_params(config), found))
+    expected, got = (_widths({name: tree[name] for name in names}) for tree in (abstract_params(config), borrowed))
     if expected != got:
         raise UserError(
             f"{path} was made for another verifier: its {' and '.join(names)} should be {expected}, not {got}"
         )
-    return found
+    return borrowed
 
 
 def _widths(tree: Params) -> list[tuple[int, ...]]:

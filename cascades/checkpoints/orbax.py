@@ -121,15 +121,15 @@ def stored(directory: AnyPath) -> dict[str, Stored]:
 
 def check_tensors(directory: AnyPath, config: Config) -> None:
     """Raises a UserError unless the stored parameters are those of `config`, without what a drafter shares."""
-    left_out, found = shared(directory), stored(directory)
+    left_out, tensors = shared(directory), stored(directory)
     layers = config.num_layers + (config.num_decoder_layers if isinstance(config, T5Config) else 0)
-    if layers > len(found):  # a number of layers may be anything, and too many to build
+    if layers > len(tensors):  # a number of layers may be anything, and too many to build
         raise UserError(
-            f"{directory} should hold {layers} layers, as {CONFIG} says, but has {len(found)} tensors: convert the "
+            f"{directory} should hold {layers} layers, as {CONFIG} says, but has {len(tensors)} tensors: convert the "
             "model again."
         )
     kept = {name: leaf for name, leaf in abstract_params(config).items() if name not in left_out}
-    check(str(directory), _shapes(kept), {name: each.shape for name, each in found.items()})
+    check(str(directory), _shapes(kept), {name: each.shape for name, each in tensors.items()})
 
 
 @contextlib.contextmanager
@@ -227,9 +227,9 @@ def check_whole(directory: AnyPath) -> None:
         return
     for name, size in _description(directory)["files"].items():
         path = directory / name
-        found = path.stat().st_size if path.is_file() else 0
-        if found != size:
-            raise UserError(f"{path} should be {size} bytes long, but has {found}: copy or convert the model again.")
+        here = path.stat().st_size if path.is_file() else 0
+        if here != size:
+            raise UserError(f"{path} should be {size} bytes long, but has {here}: copy or convert the model again.")
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

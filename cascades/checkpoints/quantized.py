@@ -70,10 +70,10 @@ def scheme(raw: Mapping[str, Any], label: str) -> Scheme | None:
     """
     fields = Fields(raw, label)
     places = [fields, fields.inner("text_config")] if isinstance(raw.get("text_config"), dict) else [fields]
-    found = {_scheme(settings) for place in places if place for settings in _settings(place)}
-    if len(found) > 1:
+    schemes = {_scheme(settings) for place in places if place for settings in _settings(place)}
+    if len(schemes) > 1:
         raise UserError(f"{label} says in two places how it is quantised, and not alike: {_INSTEAD}.")
-    return found.pop() if found else None
+    return schemes.pop() if schemes else None
 
 
 def _settings(fields: Fields) -> Iterable[Fields]:
@@ -174,9 +174,9 @@ def scales(
     Raises:
       UserError: a weight without scales, with two, or with scales that do not fit its shape.
     """
-    found: dict[str, str] = {}
+    weights: dict[str, str] = {}
     if scheme is None:
-        return found
+        return weights
     for name in (name for name, dtype in dtypes.items() if dtype in FLOAT8):
         there = [each for each in (f"{name.removesuffix('weight')}{suffix}" for suffix in _SUFFIXES) if each in dtypes]
         if len(there) != 1:
@@ -190,8 +190,8 @@ def scales(
                 f"{label} holds {there[0]} of shape {list(shapes[there[0]])}, which does not fit {name} of "
                 f"{list(shapes[name])}{layout}: give that model's files."
             )
-        found[name] = there[0]
-    return found
+        weights[name] = there[0]
+    return weights
 
 
 def is_of_activations(name: str) -> bool:

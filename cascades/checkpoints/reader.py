@@ -167,17 +167,17 @@ def check_tensors(reader: Reader) -> None:
     check(reader.label, {tensor.name: tensor.shape for tensor in reader.table.values()}, reader.shapes)
 
 
-def check(label: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+def check(label: str, expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]) -> None:
     """Compares names and shapes.
 
     Raises:
       UserError: one sentence with every missing, unused and misshapen tensor; alike names of many layers are grouped.
     """
-    wrong = [name for name in expected if name in found and tuple(found[name]) != tuple(expected[name])]
+    wrong = [name for name in expected if name in stored and tuple(stored[name]) != tuple(expected[name])]
     problems = [
-        _list("missing", [name for name in expected if name not in found]),
-        _list("not used", [name for name in found if name not in expected]),
-        _list("misshapen", wrong, lambda name: f" is {list(found[name])}, expected {list(expected[name])}"),
+        _list("missing", [name for name in expected if name not in stored]),
+        _list("not used", [name for name in stored if name not in expected]),
+        _list("misshapen", wrong, lambda name: f" is {list(stored[name])}, expected {list(expected[name])}"),
     ]
     if any(problems):
         found_wrong = "; ".join(filter(None, problems))

@@ -52,8 +52,8 @@ def rope(fields: Fields, family: str, context_length: int) -> Rope:
     elif parameters is not None and family == "gemma3":
         raise fields.wrong("rope_parameters", "objects full_attention and sliding_attention")
     spellings = [each for each in (parameters, scaling) if each is not None]
-    found = [_scaling(each, context_length) for each in spellings]
-    if len(set(found)) > 1:
+    scalings = [_scaling(each, context_length) for each in spellings]
+    if len(set(scalings)) > 1:
         raise UserError(
             f"{fields.label} scales rotary positions in two ways, rope_parameters and rope_scaling: delete the one "
             "that does not hold."
@@ -64,7 +64,7 @@ def rope(fields: Fields, family: str, context_length: int) -> Rope:
     theta = _theta([(each, "rope_theta") for each in (*spellings, fields)], default)
     places = [] if local is None else [(local, "rope_theta")]
     local_theta = _theta([*places, (fields, "rope_local_base_freq")], GEMMA3_LOCAL_THETA)
-    return Rope(theta, local_theta, found[0] if found else None)
+    return Rope(theta, local_theta, scalings[0] if scalings else None)
 
 
 def _theta(places: Sequence[tuple[Fields, str]], default: float) -> float:

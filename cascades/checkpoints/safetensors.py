@@ -170,11 +170,11 @@ def _compare(
     transformers 4 then takes the embedding for both, and 5 takes each for itself: two texts of one file.
     """
     for copy in (copy for copy, original in copies.items() if original == name):
-        mine, theirs = stored(name), stored(copy)
-        rows = max(1, _PART // max(np.asarray(mine[:1]).nbytes, 1))
+        first, second = stored(name), stored(copy)
+        rows = max(1, _PART // max(np.asarray(first[:1]).nbytes, 1))
         for row in range(start, stop, rows):
             end = min(row + rows, stop)
-            if not np.array_equal(mine[row:end], theirs[row:end]):
+            if not np.array_equal(first[row:end], second[row:end]):
                 raise _differ(label, name, copy)
 
 

@@ -139,7 +139,8 @@ def _assigned(
             f"{where[name]} should hold {name}{f' and {len(lost) - 1} more' if len(lost) > 1 else ''}, as {INDEX} "
             "says, but does not: fetch the model again."
         )
-    unnamed = sorted(name for found in held.values() for name in found if name not in where and names.may_be_read(name))
+    tensors = (name for inside in held.values() for name in inside)
+    unnamed = sorted(name for name in tensors if name not in where and names.may_be_read(name))
     if unnamed:
         raise UserError(
             f"{directory} holds {unnamed[0]}{f' and {len(unnamed) - 1} more' if len(unnamed) > 1 else ''}, which "
@@ -149,13 +150,13 @@ def _assigned(
 
 
 def _named_once(directory: pathlib.Path, held: Mapping[pathlib.Path, set[str]]) -> dict[str, pathlib.Path]:
-    counts = collections.Counter(name for found in held.values() for name in found)
+    counts = collections.Counter(name for tensors in held.values() for name in tensors)
     if twice := sorted(name for name, count in counts.items() if count > 1):
         raise UserError(
             f"{directory} holds {twice[0]}{f' and {len(twice) - 1} more' if len(twice) > 1 else ''} in several shards, "
             f"and no {INDEX} says which one counts: fetch the index too."
         )
-    return {name: path for path, found in held.items() for name in found}
+    return {name: path for path, tensors in held.items() for name in tensors}
 
 
 def _open(path: pathlib.Path) -> Any:

@@ -65,18 +65,18 @@ def _tensors(directory: AnyPath) -> dict[str, Any]:
         leaves = flatten(_marked(tree))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} should be the index of a T5X checkpoint, but cannot be read: give one.") from None
-    found: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     if outside := [leaf for leaf in leaves.values() if isinstance(leaf, str) and ".." in leaf.split("/")]:
         raise UserError(
             f"{path} should name arrays beside it, but names {outside[0][:100]!r}: give another checkpoint."
         )
     for names, leaf in leaves.items():
-        found["/".join(names)] = ts.open(_spec(directory, leaf), read=True) if isinstance(leaf, str) else leaf
+        tensors["/".join(names)] = ts.open(_spec(directory, leaf), read=True) if isinstance(leaf, str) else leaf
     try:
-        return {name: leaf.result() if isinstance(leaf, ts.Future) else leaf for name, leaf in found.items()}
+        return {name: leaf.result() if isinstance(leaf, ts.Future) else leaf for name, leaf in tensors.items()}
     except (ValueError, OSError) as error:
         raise UserError(
-            f"{directory} should hold the {len(found)} tensors that its index names, but one is missing or damaged "
+            f"{directory} should hold the {len(tensors)} tensors that its index names, but one is missing or damaged "
             f"({first_line(error)}): fetch it again."
         ) from None
 

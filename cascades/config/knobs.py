@@ -27,11 +27,11 @@ def mentioned(bindings: Sequence[Binding]) -> set[str]:
     return _closed(macros(each for each in bindings if each.argument), bindings)
 
 
-def _closed(found: set[str], bindings: Sequence[Binding]) -> set[str]:
+def _closed(names: set[str], bindings: Sequence[Binding]) -> set[str]:
     """Adds the macros that stand in those that were found."""
-    while more := macros(each for each in bindings if each.key in found) - found:
-        found = found | more
-    return found
+    while more := macros(each for each in bindings if each.key in names) - names:
+        names = names | more
+    return names
 
 
 def check_names(bindings: Sequence[Binding]) -> None:

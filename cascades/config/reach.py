@@ -48,7 +48,7 @@ def reach(bindings: Bindings, function: str) -> Reached:
     """
     root = Thing(function, "", macro=False)
     _check_cycles(root, bindings)
-    found = Reached({}, set(), [])
+    reached = Reached({}, set(), [])
     seen, pending = set(), [root]
     while pending:
         thing = pending.pop()
@@ -57,15 +57,15 @@ def reach(bindings: Bindings, function: str) -> Reached:
         seen.add(thing)
         for binding in _stated(thing, bindings):
             if binding.argument:
-                found.keys.add(binding.key)
+                reached.keys.add(binding.key)
             for item, part in _parts(binding, thing):
                 pending.append(part)
                 if isinstance(item, Macro):
-                    found.knobs.setdefault(item.name, binding.where)
+                    reached.knobs.setdefault(item.name, binding.where)
                 else:
                     given = {each.argument for each in _stated(part, bindings)}
-                    found.calls.append(Call(item, given, binding.where))
-    return found
+                    reached.calls.append(Call(item, given, binding.where))
+    return reached
 
 
 def short(selector: str) -> str:

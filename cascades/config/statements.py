@@ -167,15 +167,15 @@ def parts(value: Any) -> Iterator[Reference | Macro]:
 
 def macros(bindings: Iterable[Binding]) -> set[str]:
     """Returns the names of the macros that stand in values."""
-    found = (item for binding in bindings for item in parts(binding.value))
-    return {item.name for item in found if isinstance(item, Macro) and not item.required}
+    items = (item for binding in bindings for item in parts(binding.value))
+    return {item.name for item in items if isinstance(item, Macro) and not item.required}
 
 
 def near(name: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:
     """Returns ` (did you mean …?)`, or nothing. shown: what is told for a known word, where it is not the word."""
     lowered = {word.lower(): (shown or {}).get(word, word) for word in known}
-    found = difflib.get_close_matches(name.lower(), lowered, cutoff=0.65)
-    return f" (did you mean {' or '.join(lowered[word] for word in found)}?)" if found else ""
+    near = difflib.get_close_matches(name.lower(), lowered, cutoff=0.65)
+    return f" (did you mean {' or '.join(lowered[word] for word in near)}?)" if near else ""
 
 
 def _reason(error: Exception) -> str:
@@ -190,12 +190,12 @@ def _reason(error: Exception) -> str:
 
 def _words(lines: Sequence[str]) -> str:
     """Returns the comment behind the first of some lines, and those that go on with it below."""
-    _, *found = re.split(r"\s+# ", lines[0], maxsplit=1)
+    _, *comments = re.split(r"\s+# ", lines[0], maxsplit=1)
     for line in lines[1:]:
         if not re.match(r"\s+# ", line):
             break
-        found.append(line.partition("# ")[2])
-    return " ".join(found)
+        comments.append(line.partition("# ")[2])
+    return " ".join(comments)
 
 
 def _written(value: Any) -> str:

@@ -45,5 +45,5 @@ bleu.whole = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _reference(record: dict[str, Any]) -> str | None:
-    found = record.get("reference")
-    return found if isinstance(found, str) else None
+    reference = record.get("reference")
+    return reference if isinstance(reference, str) else None

@@ -138,8 +138,8 @@ def _row(
 def _score(lines: Sequence[dict], score: Score) -> float | None:
     if getattr(score, "whole", False):
         return score([line["input"] for line in lines], [line["text"] for line in lines])
-    found = [score(line["input"], line["text"]) for line in lines]
-    known = [float(each) for each in found if each is not None]
+    values = [score(line["input"], line["text"]) for line in lines]
+    known = [float(each) for each in values if each is not None]
     return statistics.fmean(known) if known else None
 
 

@@ -38,9 +38,9 @@ def inspect(uri: str, preset: str | None = None) -> Inspected:
       uri: see `checkpoints.resolve`.
       preset: the shape where the files leave it open.
     """
-    found = checkpoints.contents(uri, preset)
-    attempt = Attempts(found.problems)
-    place, tokenizer = found.tokenizer, None
+    contents = checkpoints.contents(uri, preset)
+    attempt = Attempts(contents.problems)
+    place, tokenizer = contents.tokenizer, None
     if place is not None:
         tokenizer = attempt("tokenizer", lambda: tokenizers.load(place, preset))
     if tokenizer is not None:
@@ -50,7 +50,7 @@ def inspect(uri: str, preset: str | None = None) -> Inspected:
                 attempt("template", lambda source=source: chat.render(source, _PROBE, known.special_tokens))
             else:  # what it is made for (tools, documents) is not known here
                 attempt("template", lambda source=source: chat.check(source))
-    return Inspected(uri, found, tokenizer, tuple(attempt.problems), tuple(_notes(found, tokenizer)))
+    return Inspected(uri, contents, tokenizer, tuple(attempt.problems), tuple(_notes(contents, tokenizer)))
 
 
 def family(config: Config) -> str:
@@ -66,16 +66,16 @@ def family(config: Config) -> str:
 
 def to_json(model: Inspected) -> dict[str, Any]:
     """Everything that is known, for `json.dumps`."""
-    found = model.contents
+    contents = model.contents
     return {
         "uri": model.name,
-        "path": None if found.path is None else str(found.path),
-        "format": found.form,
-        "bytes": found.size,
-        "weights": {"tensors": len(found.tensors), "types": found.kinds, "quantised": list(found.quantised)},
+        "path": None if contents.path is None else str(contents.path),
+        "format": contents.form,
+        "bytes": contents.size,
+        "weights": {"tensors": len(contents.tensors), "types": contents.kinds, "quantised": list(contents.quantised)},
         "architecture": None if model.config is None else _architecture(model.config),
-        "parameters": found.parameters,
-        "shared": list(found.shared),
+        "parameters": contents.parameters,
+        "shared": list(contents.shared),
         "tokenizer": None if model.tokenizer is None else _tokenizer(model.tokenizer),
         "chat_templates": None if model.tokenizer is None else sorted(model.tokenizer.chat_templates),
         "notes": list(model.notes),
@@ -116,10 +116,10 @@ def _kind(tokenizer: Tokenizer) -> str:
     return "byte-level BPE" if "Ġ" in spaces else "SentencePiece" if "▁" in spaces else "of another spelling"
 
 
-def _notes(found: Contents, tokenizer: Tokenizer | None) -> list[str]:
+def _notes(contents: Contents, tokenizer: Tokenizer | None) -> list[str]:
     notes = []
-    if found.shared:
-        notes.append(f"its {' and '.join(found.shared)} is the verifier's: it loads as the DRAFTER of a pair alone")
+    if contents.shared:
+        notes.append(f"its {' and '.join(contents.shared)} is the verifier's: it loads as the DRAFTER of a pair alone")
     if tokenizer is None:
         return notes
     notes += tokenizer.remarks
@@ -127,7 +127,7 @@ def _notes(found: Contents, tokenizer: Tokenizer | None) -> list[str]:
         notes.append("none of its chat templates is the default: choose one by its name with CHAT_TEMPLATE")
     if not tokenizer.eos_ids:
         notes.append("no token is known to end an answer")
-    if found.config is not None and tokenizer.vocab_size > found.config.vocab_size:
-        over = tokenizer.vocab_size - found.config.vocab_size
-        notes.append(f"its tokenizer's last {over} tokens stand behind the model's {found.config.vocab_size} logits")
+    if contents.config is not None and tokenizer.vocab_size > contents.config.vocab_size:
+        over = tokenizer.vocab_size - contents.config.vocab_size
+        notes.append(f"its tokenizer's last {over} tokens stand behind the model's {contents.config.vocab_size} logits")
     return notes

@@ -61,12 +61,12 @@ def slice_devices(topology: str) -> tuple[Chip, list[Any]]:
         raise UserError("planning needs the TPU compiler, libtpu, which is not installed: pip install -e '.[tpu]'")
     try:
         options = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(map(int, shape.split("x"))) == 1 else {}
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+        description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except Exception as error:  # whatever libtpu says, or that there is none
         reason = str(error).strip().split("\n")[0]
         known = ", ".join(f"{kind}:{each}" for each in SLICES[kind])
         raise UserError(f"the TPU compiler does not know the slice {topology}: {reason}; try {known}") from None
-    return CHIPS[kind], list(found.devices)
+    return CHIPS[kind], list(description.devices)
 
 
 def layout_on(topology: str, data: int, strategy: str, model: int | None = None) -> tuple[Chip, Layout]:

@@ -84,8 +84,8 @@ def parse(text: str) -> Program:
             current = head[2]
             entry = current if head[1] else entry
             computations[current] = {}
-        elif current and (found := _INSTRUCTION.match(line)):
-            root, name, result, kind, rest = found.groups()
+        elif current and (parts := _INSTRUCTION.match(line)):
+            root, name, result, kind, rest = parts.groups()
             inside, after = _arguments(rest)
             operands = re.findall(r"%([^\s,()]+)", inside)
             computations[current][name] = Instruction(name, _shapes(result), kind, operands, after, bool(root))
@@ -97,10 +97,10 @@ def _sent(name: str, computations: Computations, scope: str) -> tuple[Counter[st
     sizes: Counter[str] = Counter()
     for line in computations[name].values():
         kind = line.kind.removesuffix("-start")
-        found = [_sent(each, computations, scope) for each in _inner(line)]
+        inner = [_sent(each, computations, scope) for each in _inner(line)]
         if line.kind == "conditional":
-            found = [max(found, key=lambda each: each[0].total())] if found else []
-        for count, size in found:
+            inner = [max(inner, key=lambda each: each[0].total())] if inner else []
+        for count, size in inner:
             counts += count
             sizes += size
         if kind in _COLLECTIVES and scope in line.rest:
@@ -151,8 +151,8 @@ def _moved(name: str, computations: Computations, scope: str) -> int:
 
 def _new(line: Instruction) -> list[Shape]:
     """The results of an instruction but for those that it updates in place: a kernel writes a few tiles of them."""
-    found = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", line.rest)
-    aliased = {int(number) for number in re.findall(r"\{(\d+)\}: \(", found[1])} if found else set()
+    aliasing = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", line.rest)
+    aliased = {int(number) for number in re.findall(r"\{(\d+)\}: \(", aliasing[1])} if aliasing else set()
     return [shape for number, shape in enumerate(line.shapes) if number not in aliased]
 
 
@@ -195,8 +195,8 @@ def _behind(line: Instruction, inside: dict[str, Instruction]) -> Instruction:
 
 
 def _called(line: Instruction, attributes: tuple[str, ...]) -> list[str]:
-    found = re.findall(rf"(?:{'|'.join(attributes)})=(\{{[^}}]*\}}|%[^\s,]+)", line.rest)
-    return [name for each in found for name in re.findall(r"%([^\s,{}]+)", each)]
+    lists = re.findall(rf"(?:{'|'.join(attributes)})=(\{{[^}}]*\}}|%[^\s,]+)", line.rest)
+    return [name for each in lists for name in re.findall(r"%([^\s,{}]+)", each)]
 
 
 def _arguments(rest: str) -> tuple[str, str]:
@@ -210,9 +210,9 @@ def _arguments(rest: str) -> tuple[str, str]:
 
 
 def _shapes(result: str) -> list[Shape]:
-    found = []
+    shapes = []
     for kind, layout in _SHAPE.findall(result):
         dtype, _, dims = kind.rstrip("]").partition("[")
         size = _SIZES[dtype] * math.prod(int(dim) for dim in dims.split(",") if dim)
-        found.append(Shape(size, not re.search(r"S\(\d+\)", layout)))
-    return found
+        shapes.append(Shape(size, not re.search(r"S\(\d+\)", layout)))
+    return shapes

@@ -37,13 +37,13 @@ def table(one: Fit) -> Table:
     return drawn
 
 
-def comparison(found: Sequence[dict[str, Any]], acceptance: float) -> Table:
+def comparison(records: Sequence[dict[str, Any]], acceptance: float) -> Table:
     """Returns a row a cell: how fast it could be."""
     drawn = _table(f"acceptance {acceptance:g}")
-    several = _varying(found)
+    several = _varying(records)
     for name in (*several, "slice", "chips", "fits", "GB a chip", "of", "alone ms", "best k", "speed-up", "tokens/s"):
         drawn.add_column(name, justify="left" if name in ("verifier", "slice") else "right", no_wrap=True)
-    for one in found:
+    for one in records:
         cells = ["–"] * 4
         if one["verify"]:
             alone = f"{1e3 * one['verify']['1']['seconds']:.2f}"
@@ -52,15 +52,15 @@ def comparison(found: Sequence[dict[str, Any]], acceptance: float) -> Table:
     return drawn
 
 
-def grid(found: Sequence[dict[str, Any]], width: int) -> Table:
+def grid(records: Sequence[dict[str, Any]], width: int) -> Table:
     """Returns a row a cell: what the verifier's widest pass takes."""
     drawn = _table(f"a verifier pass over {width} tokens: GB and bytes of one chip")
-    several = _varying(found)
+    several = _varying(records)
     memory = ("slice", "chips", "fits", "GB", "of")
     names = (*memory, "moved", "temp", "reduces a layer", "rules'", "other", "rules")
     for name in (*several, *names):
         drawn.add_column(name, justify="left" if name in ("verifier", "slice") else "right", no_wrap=True)
-    for one in found:
+    for one in records:
         cells = ["–"] * 6
         if one["verify"]:
             cost = one["verify"][str(width)]
@@ -91,9 +91,9 @@ def _table(title: str) -> Table:
     return Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
 
 
-def _varying(found: Sequence[dict[str, Any]]) -> list[str]:
+def _varying(records: Sequence[dict[str, Any]]) -> list[str]:
     """The axes along which cells differ."""
-    return [name for name, key in _AXES.items() if len({one[key] for one in found}) > 1]
+    return [name for name, key in _AXES.items() if len({one[key] for one in records}) > 1]
 
 
 def _place(one: dict[str, Any], several: Sequence[str]) -> list[str]:

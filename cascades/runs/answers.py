@@ -33,11 +33,11 @@ def record(result: Result, entry: dict[str, Any] | Bad | None) -> dict[str, Any]
     return {**line, "input": extra} if extra else line
 
 
-def write_failures(file: TextIO | None, found: Sequence[dict[str, Any] | Bad], failed: Mapping[int, Result]) -> None:
-    """Writes the lines of what was not decoded, by its place in `found`."""
+def write_failures(file: TextIO | None, entries: Sequence[dict[str, Any] | Bad], failed: Mapping[int, Result]) -> None:
+    """Writes the lines of what was not decoded, by its place in `entries`."""
     for place, result in failed.items():
         if file:
-            records.append(file, record(result, found[place]))
+            records.append(file, record(result, entries[place]))
 
 
 def unanswered(results: Mapping[int, Result]) -> Unanswered:

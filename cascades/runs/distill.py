@@ -130,7 +130,7 @@ def distill(
         trainee.learner, train, sizes, key, accumulate=training.accumulate, answer=answer, on_policy=on_policy
     )
     evaluate = learner.evaluator(trainee.learner, aside, sizes)
-    state, found = training_run.run(folder, training, about, state, step, evaluate, writer, err, config_text)
+    state, figures = training_run.run(folder, training, about, state, step, evaluate, writer, err, config_text)
     certain = calibration.calibrate(trainee, state, aside, sizes, depth)
     distillation.save(trainee, state, certain.temperature, teacher.path, folder / DRAFTER)
     if calibration.foldable(trainee):
@@ -140,14 +140,14 @@ def distill(
             highlight=False,
             soft_wrap=True,
         )
-        found |= {"temperature": certain.temperature, "error_before": certain.before, "error_after": certain.after}
+        figures |= {"temperature": certain.temperature, "error_before": certain.before, "error_after": certain.after}
         if hosts.leads():
             (folder / "calibration.json").write_text(json.dumps(certain._asdict()) + "\n", encoding="utf-8")
     err.print(
         f"the drafter is {folder / DRAFTER}: --gin.DRAFTER=\"'{folder / DRAFTER}'\" lets launch/decode.py use it",
         soft_wrap=True,
     )
-    return found
+    return figures
 
 
 def _recalled(
@@ -158,8 +158,8 @@ def _recalled(
     err: Console,
 ) -> list[data.Example]:
     """The examples with what the verifier makes of them, behind a bar."""
-    found = trainee.learner
-    assert found.teach is not None
+    learner = trainee.learner
+    assert learner.teach is not None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
         bar = progress.add_task("the verifier reads", total=len(examples))
@@ -167,8 +167,8 @@ def _recalled(
             examples,
             sizes.batch,
             trainee.width,
-            found.teach,
-            found.teacher,
+            learner.teach,
+            learner.teacher,
             folder,
             prompts=trainee.model.feature_width is not None,
             progress=lambda more: progress.advance(bar, more),

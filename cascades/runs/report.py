@@ -106,11 +106,11 @@ def plot(rows: Sequence[Row]):
     names = [name for name in dict.fromkeys(row.rule for row in rows) if name != VERIFIER]
     for number, name in enumerate(names):
         look = {"color": f"C{number % 10}", "label": name}
-        mine = [row for row in rows if row.rule == name]
-        _line(axes[0], mine, "speed", look)
-        _line(axes[1], mine, "block_efficiency", look)
+        of_rule = [row for row in rows if row.rule == name]
+        _line(axes[0], of_rule, "speed", look)
+        _line(axes[1], of_rule, "block_efficiency", look)
         if scored:
-            known = sorted((r.relative_time, r.score) for r in mine if None not in (r.relative_time, r.score))
+            known = sorted((r.relative_time, r.score) for r in of_rule if None not in (r.relative_time, r.score))
             axes[2].plot([time for time, _ in known], [s for _, s in known], marker="o", markersize=4, **look)
     for axis, title in zip(axes, ("speed, verifier alone = 1", "tokens per verifier call"), strict=False):
         axis.axhline(1.0, color="0.5", linestyle=":", label="verifier alone")
@@ -132,16 +132,17 @@ def _bars(rows: Sequence[Row]):
     """Speed and block efficiency of every draft-length controller, side by side for each rule and threshold."""
     from matplotlib.figure import Figure
 
-    mine = [row for row in rows if row.lookahead]
-    controllers = list(dict.fromkeys(row.lookahead for row in mine))
-    kinds = list(dict.fromkeys((row.rule, row.alpha) for row in mine))
+    controlled = [row for row in rows if row.lookahead]
+    controllers = list(dict.fromkeys(row.lookahead for row in controlled))
+    kinds = list(dict.fromkeys((row.rule, row.alpha) for row in controlled))
     figure = Figure(figsize=(10.4, 1.6 + 0.2 * len(controllers) * (1 + len(kinds))), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     height = 0.8 / len(kinds)
     fields = {"speed": "speed, verifier alone = 1", "block_efficiency": "tokens per verifier call"}
     for axis, (field, title) in zip(axes, fields.items(), strict=True):
         for number, (rule, alpha) in enumerate(kinds):
-            known = [row for row in mine if (row.rule, row.alpha) == (rule, alpha) and getattr(row, field) is not None]
+            known = [row for row in controlled if (row.rule, row.alpha) == (rule, alpha)]
+            known = [row for row in known if getattr(row, field) is not None]
             places = [controllers.index(row.lookahead) + (number + 0.5) * height - 0.4 for row in known]
             label = rule if alpha is None else f"{rule}, alpha {alpha:g}"
             axis.barh(places, [getattr(row, field) for row in known], 0.9 * height, color=f"C{number}", label=label)

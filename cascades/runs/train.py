@@ -81,8 +81,8 @@ def train(
     config = model(-(-words.vocab_size // 128) * 128)  # a head of whole tiles, which more chips can share
     functions = build(config, dtype, layout, kernels=False, chunk=WHOLE)
     examples = data.fitting(data.tokenized(lines, words, functions.start, raw=True), sizes)
-    mine, aside = data.held_out(examples, training.held_out, training.seed)
-    mine, key = data.fitting(mine, sizes), jax.random.key(training.seed)
+    training_set, aside = data.held_out(examples, training.held_out, training.seed)
+    training_set, key = data.fitting(training_set, sizes), jax.random.key(training.seed)
     pupil, state = learner.begin(
         config,
         build(config).init(key),
@@ -92,18 +92,18 @@ def train(
         layout=layout,
     )
     err.print(
-        f"{len(mine)} examples to train on and {len(aside)} held out, of {len(lines)} lines; "
+        f"{len(training_set)} examples to train on and {len(aside)} held out, of {len(lines)} lines; "
         f"{training_run.count(state.params)} parameters, {words.vocab_size} tokens",
         soft_wrap=True,
     )
-    step = learner.stepper(pupil, mine, sizes, key, accumulate=training.accumulate)
+    step = learner.stepper(pupil, training_set, sizes, key, accumulate=training.accumulate)
     evaluate = learner.evaluator(pupil, aside, sizes)
-    state, found = training_run.run(folder, training, about, state, step, evaluate, writer, err, config_text)
+    state, figures = training_run.run(folder, training, about, state, step, evaluate, writer, err, config_text)
     target = folder / MODEL
     if not (target / "cascades.json").exists():
         checkpoints.save(target, config, pupil.params(state, jnp.bfloat16), tokenizer_source=source)
     err.print(f"the model is {target}, for VERIFIER or DRAFTER of launch/decode.py", soft_wrap=True)
-    return found
+    return figures
 
 
 def next_token(model: Model, vocabulary: int) -> Measure:

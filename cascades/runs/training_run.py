@@ -49,17 +49,17 @@ def run(
         (folder / RUN).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     kept = Checkpoints((folder / "checkpoints").absolute())
     schedule = Schedule(training.steps, training.save_every, training.evaluate_every)
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     with _metrics(folder, writer) as write, _bar(console, schedule.steps, kept.newest or 0) as show:
         for each in fit(state, kept, schedule, step, evaluate):
             write(each.step, each.figures, each.evaluation)
             show(each.step, each.figures, each.evaluation)
-            found = each.figures if each.evaluation else found
+            figures = each.figures if each.evaluation else figures
     state = kept.restore(state)
     kept.close()
     if config_text and hosts.leads():
         (folder / "config.gin").write_text(config_text(), encoding="utf-8")
-    return state, found
+    return state, figures
 
 
 def count(params: Params) -> str:

@@ -171,12 +171,12 @@ def _disguise(
         return "".join(part if at % 2 else part.translate(table) for at, part in parts)
 
     def change(text: str) -> str:
-        at, found = 0, []
+        at, pieces = 0, []
         for part in find(text.translate(_LOWER)):
             end = at + (part if isinstance(part, int) else len(part))
-            found.append(text[at:end].translate(table) if isinstance(part, int) else between(text[at:end]))
+            pieces.append(text[at:end].translate(table) if isinstance(part, int) else between(text[at:end]))
             at = end
-        return "".join(found)
+        return "".join(pieces)
 
     return change
 
@@ -212,7 +212,7 @@ def _stand_ins(characters: Sequence[str], taken: set[str]) -> dict[str, str]:
     letters, others = (
         (chr(code) for code in itertools.chain(*ranges) if chr(code) not in taken) for ranges in (_LETTERS, _PRIVATE)
     )
-    found = {each: next(letters if each.isalnum() else others, "") for each in characters}
-    if "" in found.values():
+    stand_ins = {each: next(letters if each.isalnum() else others, "") for each in characters}
+    if "" in stand_ins.values():
         raise UserError("the messages use up the private characters of Unicode: take some of them out.")
-    return found
+    return stand_ins

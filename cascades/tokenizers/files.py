@@ -121,7 +121,7 @@ def read(directory: pathlib.Path) -> Settings:
         special_tokens=texts,
         added=added,
         named=(*(named[name] for name in ordered), *extra),
-        bos_id=next((found[0] for file in reversed(ids) if (found := file.ids("bos_token_id"))), None),
+        bos_id=next((own[0] for file in reversed(ids) if (own := file.ids("bos_token_id"))), None),
         eos_ids=tuple(dict.fromkeys(token for file in ids for token in file.ids("eos_token_id"))),
         add_bos=config.kind("add_bos_token", bool, "true or false"),
         add_eos=config.kind("add_eos_token", bool, "true or false"),
@@ -165,10 +165,10 @@ class _File:
     def ids(self, field: str) -> list[int]:
         """One id or a list of them; a number below 0 means none."""
         value = self.content.get(field)
-        found = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(each) is int for each in found):
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(each) is int for each in numbers):
             raise self.wrong(field, "the id of a token or a list of them", value)
-        return [each for each in found if each >= 0]
+        return [each for each in numbers if each >= 0]
 
     def token(self, field: str, value: Any) -> Added:
         """A special token: its text, or an object with its text and flags."""
@@ -221,40 +221,40 @@ def _check_fields(file: _File, known: frozenset[str]) -> None:
 
 def _named(file: _File) -> dict[str, Added]:
     """`bos_token`, `eos_token` and what else a file calls a token, by these names."""
-    found = {name: value for name, value in file.content.items() if name.endswith("_token")}
+    tokens = {name: value for name, value in file.content.items() if name.endswith("_token")}
     more = file.kind("model_specific_special_tokens", Mapping, "an object") or {}
     extra = file.content.get("extra_special_tokens")
-    found |= dict(more) | (dict(extra) if isinstance(extra, Mapping) else {})
+    tokens |= dict(more) | (dict(extra) if isinstance(extra, Mapping) else {})
     # add_bos_token and the like are no tokens.
-    given = {name: value for name, value in found.items() if not isinstance(value, bool | None)}
+    given = {name: value for name, value in tokens.items() if not isinstance(value, bool | None)}
     return {name: file.token(name, value) for name, value in given.items() if not name.startswith("add_")}
 
 
 def _listed(file: _File) -> list[Added]:
-    found = []
+    tokens = []
     for field in _LISTS:
         value = file.kind(field, list | Mapping, "a list of tokens")
-        found += [file.token(field, each) for each in value or ()] if not isinstance(value, Mapping) else []
-    return found
+        tokens += [file.token(field, each) for each in value or ()] if not isinstance(value, Mapping) else []
+    return tokens
 
 
 def _added(file: _File) -> dict[int, Added]:
     """The field added_tokens_decoder, whose names are ids."""
     value = file.kind("added_tokens_decoder", Mapping, "an object") or {}
-    found = {}
+    tokens = {}
     for key, token in value.items():
         if not key.isascii() or not key.isdigit() or len(key) > 9:
             raise file.wrong("added_tokens_decoder", "ids of tokens as names", key)
-        found[int(key)] = file.described("added_tokens_decoder", token)
-    return found
+        tokens[int(key)] = file.described("added_tokens_decoder", token)
+    return tokens
 
 
 def _added_by_name(file: _File, special: set[str]) -> dict[int, Added]:
     """added_tokens.json, whose tokens are control tokens where another file names them."""
-    found = {}
+    tokens = {}
     for name in file.content:
         index = file.number(name)
-        if index is None or index in found:
+        if index is None or index in tokens:
             raise file.wrong(name, "an id of its own", index)
-        found[index] = Added(name, name in special, normalized=name not in special)
-    return found
+        tokens[index] = Added(name, name in special, normalized=name not in special)
+    return tokens

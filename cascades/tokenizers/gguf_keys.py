@@ -103,14 +103,14 @@ def ends(table: Mapping[str, Any], control: Mapping[str, int], path: pathlib.Pat
     declared = [table[key] for key in _ENDS if key in table]
     for key in _END_LISTS:
         declared += [int(each) for each in table.get(key, ())]
-    found = [each for each in declared if 0 <= each < len(table["tokens"])]
-    if table.get("add_eos_token") and table.get("eos_token_id") not in found:
+    ids = [each for each in declared if 0 <= each < len(table["tokens"])]
+    if table.get("add_eos_token") and table.get("eos_token_id") not in ids:
         raise _no_token("eos_token_id", table, path)
-    if declared and not found and not control.keys() & set(END_OF_TURN):
+    if declared and not ids and not control.keys() & set(END_OF_TURN):
         raise _no_token(next(key for key in (*_ENDS, *_END_LISTS) if key in table), table, path)
     if not declared and table["model"] == "llama" and "</s>" in control:
         return [control["</s>"]]  # llama.cpp's default is its id in Llama's table
-    return found
+    return ids
 
 
 def begin(
@@ -261,8 +261,8 @@ def _check_pieces(pieces: Sequence[str], kinds: Sequence[int], model: str, path:
 
 
 def _no_token(key: str, table: Mapping[str, Any], path: pathlib.Path) -> UserError:
-    found = table.get(key, "missing")
+    value = table.get(key, "missing")
     return UserError(
-        f"{path} should give {_PREFIX}{key} below its {len(table['tokens'])} tokens, but one is {found!s:.40}: use "
+        f"{path} should give {_PREFIX}{key} below its {len(table['tokens'])} tokens, but one is {value!s:.40}: use "
         "another copy of the model."
     )

@@ -157,9 +157,9 @@ def splitter(fast: tokenizers.Tokenizer) -> Split:
 
     def places(text: str) -> list[tuple[int, int, int]]:
         """Ids of control tokens, and where they stand. Others that are found with them are a part of the text."""
-        found = cutter().encode(text, add_special_tokens=False)
-        names = map(cutter().id_to_token, found.ids)
-        pairs = zip(names, found.offsets, strict=True)
+        encoding = cutter().encode(text, add_special_tokens=False)
+        names = map(cutter().id_to_token, encoding.ids)
+        pairs = zip(names, encoding.offsets, strict=True)
         return [(ids[name], begin, end) for name, (begin, end) in pairs if name in ids]
 
     def split(text: str, special: bool, hidden: Mapping[str, str] | None = None, /) -> list[int]:
@@ -170,12 +170,12 @@ def splitter(fast: tokenizers.Tokenizer) -> Split:
         whole = text.translate(table)
         if [token for token, _, _ in places(whole)] == [token for token, _, _ in wanted]:
             return fast.encode(whole, add_special_tokens=False).ids
-        found, at = [], 0
+        encoded, at = [], 0
         for token, begin, end in wanted:
-            found += between(text[at:begin].translate(table), at)
-            found.append(token)
+            encoded += between(text[at:begin].translate(table), at)
+            encoded.append(token)
             at = end
-        return found + between(text[at:].translate(table), at)
+        return encoded + between(text[at:].translate(table), at)
 
     def between(text: str, at: int) -> list[int]:
         return (inside() if at else plain()).encode(text, add_special_tokens=False).ids if text else []
@@ -301,28 +301,28 @@ def _add(fast: tokenizers.Tokenizer, settings: files.Settings, path: pathlib.Pat
             names.add(token.content)
     fast.add_tokens([made(token) for token in more])
     for index, token in settings.added.items():
-        if (found := fast.token_to_id(token.content)) != index:
+        if (known_as := fast.token_to_id(token.content)) != index:
             raise UserError(
                 f"the files beside {path} give the id {index} to the token {token.content!r:.80}, but there it is "
-                f"{found}: the files are of two models, so fetch them again."
+                f"{known_as}: the files are of two models, so fetch them again."
             )
 
 
 def _around(fast: tokenizers.Tokenizer, path: pathlib.Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the file itself puts before and behind a text, told from a few texts."""
-    found = None
+    around = None
     for probe in ("a", "0", "Ġ", "."):
         whole, ids = fast.encode(probe).ids, fast.encode(probe, add_special_tokens=False).ids
         places = [at for at in range(len(whole) - len(ids) + 1) if whole[at : at + len(ids)] == ids]
         fits = [(tuple(whole[:at]), tuple(whole[at + len(ids) :])) for at in places]
         if ids:
-            found = fits if found is None else [each for each in found if each in fits]
-    if found == []:
+            around = fits if around is None else [each for each in around if each in fits]
+    if around == []:
         raise UserError(
             f"{path} should put special tokens around a text and leave it as it is, but its post_processor "
             "does otherwise: use another copy of the model."
         )
-    return found[0] if found else (tuple(fast.encode("").ids), ())
+    return around[0] if around else (tuple(fast.encode("").ids), ())
 
 
 def _spelling(fast: tokenizers.Tokenizer, path: pathlib.Path) -> tuple[Callable[[str], bytes], bool]:

@@ -137,20 +137,20 @@ def _added(settings: files.Settings, pieces: Sequence[str], path: pathlib.Path) 
     Raises:
       UserError: an id that is another piece's, or a gap behind the pieces.
     """
-    found, count = dict(settings.added), len(pieces)
+    added, count = dict(settings.added), len(pieces)
     ids = {piece: index for index, piece in enumerate(pieces)}
     for token in settings.named:
-        if token.content and all(token.content != each.content for each in found.values()):
-            found[ids.get(token.content, max((count - 1, *found)) + 1)] = token
-    behind = sorted(index for index in found if index >= count)
-    for index, token in found.items():
+        if token.content and all(token.content != each.content for each in added.values()):
+            added[ids.get(token.content, max((count - 1, *added)) + 1)] = token
+    behind = sorted(index for index in added if index >= count)
+    for index, token in added.items():
         fits = index < count or (behind[index - count : index - count + 1] == [index] and token.content not in ids)
         if not fits or (index < count and pieces[index] != token.content):
             raise UserError(
                 f"{path} has {count} pieces, and the files beside it give the id {index} to the token "
                 f"{token.content!r:.80}, which is neither that piece nor the next one behind them: use another copy."
             )
-    return found
+    return added
 
 
 def model_proto(

@@ -20,9 +20,9 @@ def find(directory: pathlib.Path, configs: Mapping[str, Mapping[str, Any]]) -> d
     """
     files = {DEFAULT: directory / "chat_template.jinja"}
     files |= {path.stem: path for path in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
-    found = {name: _text(path) for name, path in files.items() if path.is_file()}
-    if found:
-        return found
+    templates = {name: _text(path) for name, path in files.items() if path.is_file()}
+    if templates:
+        return templates
     for file, config in configs.items():
         if config.get("chat_template") is not None:
             return read(config["chat_template"], str(directory / file))
@@ -50,10 +50,10 @@ def read(value: Any, source: str) -> dict[str, str]:
     return dict(pairs)
 
 
-def without_empty(found: Mapping[str, str], source: str) -> tuple[dict[str, str], tuple[str, ...]]:
+def without_empty(templates: Mapping[str, str], source: str) -> tuple[dict[str, str], tuple[str, ...]]:
     """The templates that say something, and a sentence for a person about those that do not."""
-    full = {name: template for name, template in found.items() if template.strip()}
-    empty = sorted(found.keys() - full.keys())
+    full = {name: template for name, template in templates.items() if template.strip()}
+    empty = sorted(templates.keys() - full.keys())
     if not empty:
         return full, ()
     names = "" if empty == [DEFAULT] else f" ({', '.join(empty)})"

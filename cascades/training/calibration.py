@@ -48,8 +48,8 @@ def calibrate(trainee: Trainee, state: State, examples: Sequence[Example], sizes
     for first in range(0, len(examples), sizes.batch):
         batch = data.padded(examples[first : first + sizes.batch], sizes)
         batch = placed(taught(learner, batch), learner.layout, ("batch",))
-        found = np.asarray(sure(whole(learner.task, state.params, learner.frozen), learner.teacher, batch))
-        rows.append(found[:, np.tile(np.asarray(batch.weight).ravel() > 0, depth_of(trainee, depth))])
+        surest = np.asarray(sure(whole(learner.task, state.params, learner.frozen), learner.teacher, batch))
+        rows.append(surest[:, np.tile(np.asarray(batch.weight).ravel() > 0, depth_of(trainee, depth))])
     right, *confidences = np.concatenate(rows, axis=1).astype(np.float64)
     return fit(np.asarray(confidences), right)
 

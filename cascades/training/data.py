@@ -77,7 +77,7 @@ def tokenized(
       UserError: a line without them, or no line at all.
     """
     ends = tokenizer.eos_ids
-    found = []
+    examples = []
     for number, record in enumerate(records, 1):
         prompt, text, ids = record.get("prompt"), record.get("text"), record.get("token_ids")
         if not isinstance(prompt, str) or not (isinstance(text, str) or isinstance(ids, list)):
@@ -86,10 +86,10 @@ def tokenized(
         before = before if start is None else [*before, start]
         answer = ids if ids else [*tokenizer.split(text or "", False), *sorted(ends)[:1]]
         if before and answer:
-            found.append(Example(tuple(before), tuple(answer)))
-    if not found:
+            examples.append(Example(tuple(before), tuple(answer)))
+    if not examples:
         raise UserError("the training text holds no prompt with an answer: give it some lines")
-    return found
+    return examples
 
 
 def fitting(examples: Sequence[Example], sizes: Sizes) -> list[Example]:
@@ -98,13 +98,14 @@ def fitting(examples: Sequence[Example], sizes: Sizes) -> list[Example]:
     Raises:
       UserError: there are fewer than a batch.
     """
-    found = [each._replace(answer=each.answer[: sizes.answer]) for each in examples if len(each.prompt) <= sizes.prompt]
-    if len(found) < sizes.batch:
+    short = (each for each in examples if len(each.prompt) <= sizes.prompt)
+    fitted = [each._replace(answer=each.answer[: sizes.answer]) for each in short]
+    if len(fitted) < sizes.batch:
         raise UserError(
-            f"a batch of {sizes.batch} was asked for, but only {len(found)} of {len(examples)} prompts have at most "
+            f"a batch of {sizes.batch} was asked for, but only {len(fitted)} of {len(examples)} prompts have at most "
             f"{sizes.prompt} tokens: raise PROMPT_TOKENS, lower BATCH_SIZE or give more text"
         )
-    return found
+    return fitted
 
 
 def batch_at(examples: Sequence[Example], sizes: Sizes, seed: int, step: int) -> Batch:
@@ -134,10 +135,10 @@ def _taught(examples: Sequence[Example], sizes: Sizes) -> Taught | None:
     def stacked(width: int, parts: Sequence[Any]) -> Any:
         if parts[0] is None:
             return None
-        found = np.zeros((sizes.batch, width, *parts[0].shape[1:]), parts[0].dtype)
+        padded = np.zeros((sizes.batch, width, *parts[0].shape[1:]), parts[0].dtype)
         for row, part in enumerate(parts):
-            found[row, : len(part)] = part
-        return found
+            padded[row, : len(part)] = part
+        return padded
 
     prompt, *along = zip(*(row for row in rows if row), strict=True)
     return Taught(stacked(sizes.prompt, prompt), *(stacked(sizes.answer, parts) for parts in along))

@@ -72,7 +72,7 @@ def prepare(
     small = build(begun.config, dtype, layout, kernels=False, chunk=WHOLE)
     reads = small.feature_width is not None
     large = build(teacher.config, dtype, layout, kernels=False, features=reads, chunk=WHOLE)
-    found, state = learner.begin(
+    student, state = learner.begin(
         begun.config,
         begun.params,
         against(large, small, size, loss, depth),
@@ -83,7 +83,7 @@ def prepare(
         teach=teach(large, size, reads),
         layout=layout,
     )
-    return Trainee(found, small, large, size, begun.shared, teacher.config.d_model), state
+    return Trainee(student, small, large, size, begun.shared, teacher.config.d_model), state
 
 
 def teach(verifier: Model, vocabulary: int, reads: bool) -> Callable[[Params, Batch], Batch]:
@@ -116,17 +116,19 @@ def against(verifier: Model, drafter: Model, vocabulary: int, loss: losses.Loss,
     def measure(params: Params, teacher: Params, batch: Batch):
         assert batch.taught, "a verifier has scored the batch"
         column = jnp.arange(batch.answer.shape[1], dtype=jnp.int32)[None, :]
-        found, figures, share = {}, {}, 0.0
+        per_token, figures, share = {}, {}, 0.0
         for at, (ours, theirs, chosen) in enumerate(compare(params, teacher, batch)):
             new = {
                 "loss": loss(ours, theirs),
                 "acceptance": 1 - losses.total_variation(ours, theirs),
                 "agreement": (chosen == batch.taught.favourite).astype(jnp.float32),
             }
-            found = {name: jnp.where(column >= at, each, found[name]) if at else each for name, each in new.items()}
+            if at:
+                new = {name: jnp.where(column >= at, each, per_token[name]) for name, each in new.items()}
+            per_token = new
             weight = DECAY**at
-            figures |= {name if not at else f"{name}_{at + 1}": found[name] for name in ("acceptance", "agreement")}
-            figures["loss"] = figures.get("loss", 0.0) + weight * found["loss"]
+            figures |= {name if not at else f"{name}_{at + 1}": per_token[name] for name in ("acceptance", "agreement")}
+            figures["loss"] = figures.get("loss", 0.0) + weight * per_token["loss"]
             share += weight
         return figures | {"loss": figures["loss"] / share}
 

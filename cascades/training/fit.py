@@ -112,8 +112,8 @@ def fit(
     state = checkpoints.restore(state)
     with ending.postponed() as came:
         for number in range(int(state.step), schedule.steps):
-            state, found = step(state, number)
-            figures = {name: float(value) for name, value in jax.device_get(found).items()}
+            state, means = step(state, number)
+            figures = {name: float(value) for name, value in jax.device_get(means).items()}
             _check(figures, number + 1, checkpoints.newest)
             yield Progress(number + 1, figures, False)
             last = number + 1 == schedule.steps

@@ -89,8 +89,8 @@ def stepper(
     def step(state: State, number: int) -> tuple[State, dict[str, Any]]:
         parts = [data.batch_at(examples, sizes, seed, number * accumulate + part) for part in range(accumulate)]
         if answer is not None and np.random.default_rng((seed, 1, number)).random() < on_policy:
-            params, mine = whole(state.params, learner.frozen), jax.random.fold_in(key, number)
-            keys = jax.random.split(mine, accumulate)
+            params, step_key = whole(state.params, learner.frozen), jax.random.fold_in(key, number)
+            keys = jax.random.split(step_key, accumulate)
             parts = [answer(params, part, each) for part, each in zip(parts, keys, strict=True)]
         parts = [taught(learner, part) for part in parts]
         batches = jax.tree.map(lambda *each: jnp.stack([jnp.asarray(part) for part in each]), *parts)
@@ -110,8 +110,8 @@ def evaluator(learner: Learner, examples: list[Example], sizes: Sizes) -> Callab
             batch = data.padded(examples[first : first + sizes.batch], sizes)
             weight += float(np.sum(batch.weight))
             batch = placed(taught(learner, batch), learner.layout, ("batch",))
-            found = totals(state.params, learner.frozen, learner.teacher, batch)
-            for name, value in jax.device_get(found).items():
+            of_batch = totals(state.params, learner.frozen, learner.teacher, batch)
+            for name, value in jax.device_get(of_batch).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         return {name: value / weight for name, value in sums.items()}
 

@@ -64,14 +64,14 @@ def recalled(
                 "make room and run the same command again, or set RECALL=False"
             ) from None
     kept: Any = np.memmap(path, kind, "r", shape=(int(ends[-1]),))
-    found = list(examples)
+    with_recall = list(examples)
     for i, count, end in zip(order, counts, ends, strict=True):
         first = end - len(examples[i].answer)
         before = kept["state"][end - count : first].view(jnp.bfloat16) if prompts else None
         along = kept[first:end]
         taught = Taught(before, along["state"].view(jnp.bfloat16), along["total"], along["favourite"])
-        found[i] = examples[i]._replace(taught=taught)
-    return found
+        with_recall[i] = examples[i]._replace(taught=taught)
+    return with_recall
 
 
 def _write(examples, order, counts, ends, kind: np.dtype, rows, teach, params, path: pathlib.Path, progress) -> None:
@@ -94,19 +94,19 @@ def _read(group: list[Example], counts: np.ndarray, kind: np.dtype, rows: int, t
     sizes = Sizes(rows, _up(max(len(each.prompt) for each in group)), _up(max(len(each.answer) for each in group)))
     batch = jax.tree.map(jnp.asarray, padded(group, sizes))
     taught = jax.device_get(teach(params, batch).taught)
-    found = np.zeros(int(counts.sum()), kind)
+    packed = np.zeros(int(counts.sum()), kind)
     end = 0
     for row, (each, count) in enumerate(zip(group, counts, strict=True)):
         first, end, n = end, end + int(count), len(each.answer)
         if before := count - n:
-            found["state"][first : end - n] = _bits(taught.prompt[row, :before])
-        along = found[end - n : end]
+            packed["state"][first : end - n] = _bits(taught.prompt[row, :before])
+        along = packed[end - n : end]
         along["state"], along["total"], along["favourite"] = (
             _bits(taught.answer[row, :n]),
             taught.total[row, :n],
             taught.favourite[row, :n],
         )
-    return found
+    return packed
 
 
 def _bits(states: np.ndarray) -> np.ndarray:

@@ -93,26 +93,26 @@ def update(
     weight = jnp.maximum(jnp.sum(batches.weight), 1.0)
 
     def part(params, batch):
-        found = totals(task, params, frozen, teacher, batch)
-        return found["loss"] / weight, found
+        sums = totals(task, params, frozen, teacher, batch)
+        return sums["loss"] / weight, sums
 
     def accumulate(total, batch):
-        gradients, found = jax.grad(part, has_aux=True)(state.params, batch)
-        return jax.tree.map(jnp.add, total, gradients), found
+        gradients, sums = jax.grad(part, has_aux=True)(state.params, batch)
+        return jax.tree.map(jnp.add, total, gradients), sums
 
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer steps
         zeros = jax.tree.map(jnp.zeros_like, state.params)
-        gradients, found = lax.scan(accumulate, zeros, batches)
+        gradients, sums = lax.scan(accumulate, zeros, batches)
         updates, inner = task.optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-    means = {name: jnp.sum(values) / weight for name, values in found.items()}
+    means = {name: jnp.sum(values) / weight for name, values in sums.items()}
     return State(params, inner, state.step + 1), means | {"gradient": optax.tree.norm(gradients)}
 
 
 def totals(task: Task, params: Params, frozen: Params, teacher: Params, batch: Batch) -> dict[str, Float[Array, ""]]:
     """Sums of the figures of `Task.measure` over the tokens of a batch."""
-    found = task.measure(whole(task, params, frozen), teacher, batch)
-    return {name: jnp.sum(each * batch.weight) for name, each in found.items()}
+    measured = task.measure(whole(task, params, frozen), teacher, batch)
+    return {name: jnp.sum(each * batch.weight) for name, each in measured.items()}
 
 
 def whole(task: Task, params: Params, frozen: Params) -> Params:

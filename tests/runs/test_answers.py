@@ -99,8 +99,8 @@ def test_a_line_may_name_its_rule(tiny_files, tmp_path, capsys):
         {"prompt": "the quick", "rule": "chow", "alpha": 1.5},
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    knobs = {"K_MAX": 2, "MAX_NEW_TOKENS": 8, "BATCH_SIZE": 3, "RULE": "@lossless", "RULES": "@"}
-    knobs = [each.replace("RULES=@", "RULES=[@chow]") for each in tiny.pair(tiny_files, **knobs)]
+    knobs = {"K_MAX": 2, "MAX_NEW_TOKENS": 8, "BATCH_SIZE": 3, "RULE": "@lossless", "MORE_RULES": "@"}
+    knobs = [each.replace("MORE_RULES=@", "MORE_RULES=[@chow]") for each in tiny.pair(tiny_files, **knobs)]
     code, _, errors, err = launch(capsys, *knobs, f"--input={tmp_path}/in.jsonl", f"--output={tmp_path}/out.jsonl")
     assert code == 2 and len(errors) == 2 and "(lossless); requests may name chow" in err
     assert "prompt 3 of 5: the rule must be one that is compiled in (lossless, chow), not 'token_v3'" in errors[0]
