@@ -1,6 +1,7 @@
 """Checks of single knobs: what one must be, what came, in one sentence."""
 
 import math
+import pathlib
 from typing import Any
 
 from cascades.errors import UserError
@@ -36,6 +37,22 @@ def one_of(knob: str, value: Any, choices: tuple) -> None:
 def switch(knob: str, value: Any) -> None:
     """Raises a UserError unless `value` is True or False."""
     one_of(knob, value, (True, False))
+
+
+def folder(knob: str, value: Any) -> pathlib.Path:
+    """Returns the folder that `value` names, made where there is none.
+
+    Raises:
+      UserError: it is no name, or no folder can be there.
+    """
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{knob} must be a folder, in quotes, as in --gin.{knob}=\"'results/run'\", not {value!r}")
+    path = pathlib.Path(value).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{knob} must be a folder to write to, but {value} cannot be one: {error.strerror}") from None
+    return path
 
 
 def _real(value: Any) -> bool:

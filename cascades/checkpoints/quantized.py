@@ -38,7 +38,7 @@ _FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "q
 FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 
 
-class Scheme(NamedTuple):
+class Float8Scheme(NamedTuple):
     """How FP8 weights were scaled.
 
     method: who wrote them. block: the rows and columns that share a scale, None where a matrix or a row does.
@@ -62,7 +62,7 @@ def with_settings(raw: Mapping[str, Any], directory: pathlib.Path) -> Mapping[st
     return raw
 
 
-def scheme(raw: Mapping[str, Any], label: str) -> Scheme | None:
+def scheme(raw: Mapping[str, Any], label: str) -> Float8Scheme | None:
     """How the weights that a `config.json` describes are quantised; None if they are not.
 
     Raises:
@@ -83,7 +83,7 @@ def _settings(fields: Fields) -> Iterable[Fields]:
             yield inner
 
 
-def _scheme(settings: Fields) -> Scheme:
+def _scheme(settings: Fields) -> Float8Scheme:
     method = settings.text("quant_method") or _unnamed(settings.values)
     if method not in _SETTINGS:
         raise _refused(settings, method)
@@ -96,15 +96,15 @@ def _scheme(settings: Fields) -> Scheme:
             )
     if method == "fp8":
         if "weight_block_size" not in settings.values:
-            return Scheme(method, (128, 128))
-        return Scheme(method, _block(settings, "weight_block_size"))
+            return Float8Scheme(method, (128, 128))
+        return Float8Scheme(method, _block(settings, "weight_block_size"))
     if method == "compressed-tensors":
         return _compressed(settings)
     if method == "modelopt":
         algorithm = settings.text("quant_algo") or _nested(settings, "quantization").text("quant_algo")
         if algorithm != "FP8":
             raise _refused(settings, f"modelopt as {algorithm}")
-    return Scheme(method, None)
+    return Float8Scheme(method, None)
 
 
 def _unnamed(values: Mapping[str, Any]) -> str:
@@ -128,7 +128,7 @@ def _nested(settings: Fields, name: str) -> Fields:
     return settings.inner(name) or Fields({}, settings.label, f"{settings.at}{name}.")
 
 
-def _compressed(settings: Fields) -> Scheme:
+def _compressed(settings: Fields) -> Float8Scheme:
     """Of compressed-tensors: every group's weights in 8-bit floats."""
     form = settings.text("format")
     groups = _nested(settings, "config_groups")
@@ -151,7 +151,7 @@ def _compressed(settings: Fields) -> Scheme:
         blocks.add(_block(weights, "block_structure") if strategy == "block" else None)
     if len(blocks) > 1:
         raise _refused(settings, "compressed-tensors in several layouts at once")
-    return Scheme("compressed-tensors", blocks.pop())
+    return Float8Scheme("compressed-tensors", blocks.pop())
 
 
 def _block(settings: Fields, name: str) -> tuple[int, int] | None:
@@ -164,7 +164,7 @@ def _block(settings: Fields, name: str) -> tuple[int, int] | None:
 
 
 def scales(
-    dtypes: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], scheme: Scheme | None, label: str
+    dtypes: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], scheme: Float8Scheme | None, label: str
 ) -> dict[str, str]:
     """For each FP8 weight of a quantised checkpoint the tensor with its scales.
 

@@ -55,6 +55,6 @@ class Plan(NamedTuple):
 
 
 def fine_widths(k_max: int) -> tuple[int, ...]:
-    """Returns 1, 3, 9, 27, … and k_max + 1: for machines on which wide passes take longer than narrow ones."""
-    powers = [3**i for i in range(1, 5) if 3**i <= k_max]
-    return (1, *powers, k_max + 1) if k_max else (1,)
+    """Returns 1, 3, 5, 9, 17, … and k_max + 1: for machines on which wide passes take longer than narrow ones."""
+    widths = [2**i + 1 for i in range(1, 6) if 2**i < k_max]
+    return (1, *widths, k_max + 1) if k_max else (1,)

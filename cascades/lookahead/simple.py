@@ -29,7 +29,7 @@ def fixed(k: int | Any = 4) -> DraftLength:
 def heuristic(start: int | Any = 4) -> DraftLength:
     """Hugging Face's schedule: all accepted -> k + 2, else max(1, k - 1)."""
     check_whole("heuristic.start", start, 1)
-    return DraftLength(Bound(_constant, start), _as_it_is, _go_on, _up_or_down, name="heuristic")
+    return DraftLength(Bound(_constant, start), _as_it_is, _go_on, _up_or_down, name=f"heuristic({start})")
 
 
 def drafter_confidence(threshold: float | Any = 0.4) -> DraftLength:

@@ -15,7 +15,7 @@ from cascades.generation import ModelSpec, PairSpec, PromptSpec, compilation_cac
 from cascades.models import logical_axes
 from cascades.runs import terminal, training_run
 from cascades.training import calibration, data, distillation, drafters, learner, losses, policy
-from cascades.training.data import Sizes
+from cascades.training.data import BatchShape
 from cascades.training.drafters import Kind
 from cascades.training.recall import recalled as recall_all
 from cascades.training.spec import TrainingSpec
@@ -153,7 +153,7 @@ def distill(
 def _recalled(
     trainee: distillation.Trainee,
     examples: list[data.Example],
-    sizes: Sizes,
+    sizes: BatchShape,
     folder: pathlib.Path,
     err: Console,
 ) -> list[data.Example]:

@@ -114,7 +114,7 @@ def sweep(
         raise UserError(f"SCORE must be a function of a record and a text, as @my_scores.exact, or None, not {score!r}")
     report.need_matplotlib()
     entries = _prompts(input)
-    folder = _folder(output_dir)
+    folder = checks.folder("OUTPUT_DIR", output_dir)
     _, err = terminal.consoles()
     compilation_cache()
     engines = _engines(swept, load_pair(pair, chat_template=prompts.chat_template))
@@ -238,17 +238,6 @@ def _prompts(path: str) -> list[dict[str, Any]]:
     here = pathlib.Path(path).expanduser()
     entries = prompt_files.read(str(inside if inside.is_file() and not here.is_file() else here))
     return list({entry["prompt"]: {**entry, "id": fingerprint.digest(entry["prompt"])} for entry in entries}.values())
-
-
-def _folder(path: str) -> pathlib.Path:
-    if not isinstance(path, str) or not path:
-        raise UserError("OUTPUT_DIR must be a folder, in quotes, as in --gin.OUTPUT_DIR=\"'results/sweep'\"")
-    folder = pathlib.Path(path).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"OUTPUT_DIR should be a folder to write to, but {path} is none: {error.strerror}") from None
-    return folder
 
 
 def _tasks(

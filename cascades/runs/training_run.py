@@ -12,13 +12,13 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cascades import hosts
+from cascades import checks, hosts
 from cascades.errors import UserError
 from cascades.generation import records
 from cascades.runs import fingerprint
 from cascades.training.fit import Checkpoints, Schedule, fit
 from cascades.training.spec import TrainingSpec
-from cascades.training.step import State
+from cascades.training.step import TrainState
 from cascades.typing import Params
 
 METRICS = "metrics.jsonl"
@@ -29,13 +29,13 @@ def run(
     folder: pathlib.Path,
     training: TrainingSpec,
     about: dict[str, Any],
-    state: State,
-    step: Callable[[State, int], tuple[State, dict[str, Any]]],
-    evaluate: Callable[[State], dict[str, float]],
+    state: TrainState,
+    step: Callable[[TrainState, int], tuple[TrainState, dict[str, Any]]],
+    evaluate: Callable[[TrainState], dict[str, float]],
     writer: Any,
     console: Console,
     config_text: Callable[[], str] | None = None,
-) -> tuple[State, dict[str, float]]:
+) -> tuple[TrainState, dict[str, float]]:
     """Runs the steps that are left.
 
     Args:
@@ -104,13 +104,7 @@ def folder_of(path: Any, about: dict[str, Any]) -> pathlib.Path:
     Raises:
       UserError: it cannot be written, or holds a run with other settings.
     """
-    if not isinstance(path, str) or not path:
-        raise UserError("OUTPUT_DIR must be a folder, in quotes, as in --gin.OUTPUT_DIR=\"'results/drafter'\"")
-    folder = pathlib.Path(path).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"OUTPUT_DIR must be a folder that can be written, but {path}: {error.strerror}") from None
+    folder = checks.folder("OUTPUT_DIR", path)
     if (folder / RUN).is_file():
         there = json.loads((folder / RUN).read_text(encoding="utf-8"))
         if changed := ", ".join(name.upper() for name, value in about.items() if there.get(name) != value):

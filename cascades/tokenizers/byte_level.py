@@ -18,7 +18,7 @@ _MODERN = (
 )
 
 
-class Scheme(NamedTuple):
+class PreTokenizer(NamedTuple):
     """patterns: applied one after the other, each cutting the words further. nfc: compose characters first.
     ignore_merges: a word that is a piece is taken whole. add_bos: the family's habit, where the file does not say."""
 
@@ -28,30 +28,30 @@ class Scheme(NamedTuple):
     add_bos: bool = False
 
 
-_LLAMA3 = Scheme((_MODERN.format(digits=r"\p{N}{1,3}"),), ignore_merges=True, add_bos=True)
-SCHEMES = {
-    "default": Scheme((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
-    "gpt-2": Scheme((_GPT2,)),
+_LLAMA3 = PreTokenizer((_MODERN.format(digits=r"\p{N}{1,3}"),), ignore_merges=True, add_bos=True)
+PRE_TOKENIZERS = {
+    "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+    "gpt-2": PreTokenizer((_GPT2,)),
     "llama-bpe": _LLAMA3,
     "llama-v3": _LLAMA3,
     "llama3": _LLAMA3,
-    "qwen2": Scheme((_MODERN.format(digits=r"\p{N}"),), nfc=True),
-    "smollm": Scheme((r"\p{N}", _GPT2)),
+    "qwen2": PreTokenizer((_MODERN.format(digits=r"\p{N}"),), nfc=True),
+    "smollm": PreTokenizer((r"\p{N}", _GPT2)),
 }
 
 
-def scheme(name: str) -> Scheme:
+def pre_tokenizer(name: str) -> PreTokenizer:
     """The scheme of that name; a UserError listing the known ones otherwise."""
-    if name not in SCHEMES:
+    if name not in PRE_TOKENIZERS:
         raise UserError(
-            f"the tokenizer's pre-tokenizer should be one of {', '.join(sorted(SCHEMES))}, but the file says {name!r}: "
-            "use a directory with the model's tokenizer.json instead."
+            f"the tokenizer's pre-tokenizer should be one of {', '.join(sorted(PRE_TOKENIZERS))}, but the file says "
+            f"{name!r}: use a directory with the model's tokenizer.json instead."
         )
-    return SCHEMES[name]
+    return PRE_TOKENIZERS[name]
 
 
 def build(
-    pieces: Sequence[str], merges: Sequence[str], rules: Scheme, control: Sequence[str], defined: Sequence[str]
+    pieces: Sequence[str], merges: Sequence[str], rules: PreTokenizer, control: Sequence[str], defined: Sequence[str]
 ) -> Tokenizer:
     """A tokenizer from a piece table and merges ("a b" each, best first).
 

@@ -61,7 +61,7 @@ class Added(NamedTuple):
     normalized: bool | None = None
 
 
-class Settings(NamedTuple):
+class TokenizerSettings(NamedTuple):
     """What the files say.
 
     special_tokens: `bos_token`, `eos_token`, …, as text. added: tokens by their ids. named: tokens that have a name or
@@ -89,7 +89,7 @@ class Settings(NamedTuple):
     remarks: tuple[str, ...]
 
 
-def read(directory: pathlib.Path) -> Settings:
+def read(directory: pathlib.Path) -> TokenizerSettings:
     """The configuration files of a directory; missing ones count as empty.
 
     Raises:
@@ -117,7 +117,7 @@ def read(directory: pathlib.Path) -> Settings:
     chat = templates.find(directory, {_CONFIG: config.content, **sources})
     chat_templates, remarks = templates.without_empty(chat, str(directory))
     tokenizer_class = config.kind("tokenizer_class", str, "a name")
-    return Settings(
+    return TokenizerSettings(
         special_tokens=texts,
         added=added,
         named=(*(named[name] for name in ordered), *extra),

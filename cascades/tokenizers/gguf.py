@@ -27,7 +27,7 @@ def load(path: pathlib.Path) -> Tokenizer:
 def _byte_level(table: dict[str, Any], path: pathlib.Path) -> Tokenizer:
     pieces: list[str] = table["tokens"]
     kinds: list[int] = table["token_type"]
-    rules = byte_level.scheme(table["pre"])
+    rules = byte_level.pre_tokenizer(table["pre"])
     literal = (TokenType.CONTROL, TokenType.USER_DEFINED)
     control = {piece: i for i, (piece, kind) in enumerate(zip(pieces, kinds, strict=True)) if kind == TokenType.CONTROL}
     ids = frozenset(control.values())

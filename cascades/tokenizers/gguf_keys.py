@@ -225,7 +225,7 @@ def _infer_kinds(table: Mapping[str, Any], path: pathlib.Path) -> list[int]:
             f"{path} should name the types of its tokens (tokenizer.ggml.token_type), but does not: convert it again."
         )
     ordinary = set(byte_level.alphabet()) | {merge.replace(" ", "", 1) for merge in table["merges"]}
-    whole_words = byte_level.scheme(table["pre"]).ignore_merges  # where a piece need not be a merge's result
+    whole_words = byte_level.pre_tokenizer(table["pre"]).ignore_merges  # where a piece need not be a merge's result
     kinds: list[int] = []
     for piece in table["tokens"]:
         if piece in ordinary:

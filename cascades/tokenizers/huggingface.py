@@ -31,7 +31,7 @@ _DECODERS: dict[str, dict[str, Any]] = {
     "Replace": {"pattern": {"String": "▁"}, "content": " "},
     "Strip": {"content": " ", "start": 1, "stop": 0},
 }
-_SCHEMES = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2"}  # by the classes of transformers
+_PRE_TOKENIZERS = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2"}  # by the classes of transformers
 _MOST_GAPS = 10_000  # ids without a piece
 
 
@@ -223,12 +223,12 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def _from_two_files(directory: pathlib.Path, settings: files.Settings) -> tokenizers.Tokenizer:
+def _from_two_files(directory: pathlib.Path, settings: files.TokenizerSettings) -> tokenizers.Tokenizer:
     """A tokenizer from vocab.json and merges.txt, which do not say how a text is cut into words: the class does."""
     name = settings.tokenizer_class or ("Qwen2Tokenizer" if settings.model_type == "qwen2" else None)
-    if name not in _SCHEMES or settings.prefix_space:
+    if name not in _PRE_TOKENIZERS or settings.prefix_space:
         raise UserError(
-            f"{directory} has vocab.json and merges.txt, which are read for {' and '.join(_SCHEMES)} without "
+            f"{directory} has vocab.json and merges.txt, which are read for {' and '.join(_PRE_TOKENIZERS)} without "
             f"add_prefix_space, but tokenizer_config.json names {name}: save a tokenizer.json with transformers."
         )
     vocab = files.json_object(directory / "vocab.json")
@@ -240,10 +240,10 @@ def _from_two_files(directory: pathlib.Path, settings: files.Settings) -> tokeni
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{directory / 'merges.txt'} should be text, but is not ({error}): fetch it again.") from None
     merges = [line.rstrip("\r") for line in lines[lines[0].startswith("#version") :] if line.strip()]
-    return byte_level.build(pieces, merges, byte_level.scheme(_SCHEMES[name]), (), ())
+    return byte_level.build(pieces, merges, byte_level.pre_tokenizer(_PRE_TOKENIZERS[name]), (), ())
 
 
-def _check(content: Mapping[str, Any], settings: files.Settings, path: pathlib.Path) -> None:
+def _check(content: Mapping[str, Any], settings: files.TokenizerSettings, path: pathlib.Path) -> None:
     """Refuses fields of tokenizer.json that are not known, are not followed, or that another file contradicts."""
     model = content["model"]
     odd = {f"model.{name}": model[name] for name in _NO_MODEL_FIELDS if model.get(name)}
@@ -281,7 +281,7 @@ def _puts_space(content: Mapping[str, Any]) -> bool:
     return False
 
 
-def _add(fast: tokenizers.Tokenizer, settings: files.Settings, path: pathlib.Path) -> None:
+def _add(fast: tokenizers.Tokenizer, settings: files.TokenizerSettings, path: pathlib.Path) -> None:
     """Adds the tokens that stand in other files alone, as transformers does: those with ids, then the named ones.
 
     Raises:

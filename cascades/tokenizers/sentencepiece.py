@@ -105,7 +105,7 @@ def load(path: pathlib.Path, room: int | None = None) -> Tokenizer:
     )
 
 
-def _sentinels(proto: ModelProto, path: pathlib.Path, settings: files.Settings, room: int | None) -> int:
+def _sentinels(proto: ModelProto, path: pathlib.Path, settings: files.TokenizerSettings, room: int | None) -> int:
     """How many sentinels a T5 has behind its pieces.
 
     Its tokenizer_config.json may say so. Else there are 100 for a file that carries the name that T5's has, in a folder
@@ -131,7 +131,7 @@ def _add_sentinels(proto: ModelProto, count: int) -> None:
         proto.pieces.add(piece=f"<extra_id_{number}>", score=0.0, type=_CONTROL)
 
 
-def _added(settings: files.Settings, pieces: Sequence[str], path: pathlib.Path) -> dict[int, files.Added]:
+def _added(settings: files.TokenizerSettings, pieces: Sequence[str], path: pathlib.Path) -> dict[int, files.Added]:
     """Tokens of the JSON files by their ids: those that flag a piece, and those behind the pieces.
 
     Raises:

@@ -16,10 +16,10 @@ from jax import lax
 
 from cascades.models import DecoderConfig
 from cascades.training import data, distillation
-from cascades.training.data import Batch, Example, Sizes
+from cascades.training.data import Batch, BatchShape, Example
 from cascades.training.distillation import Trainee
 from cascades.training.learner import placed, taught
-from cascades.training.step import State, whole
+from cascades.training.step import TrainState, whole
 from cascades.typing import Array, Float, Params
 
 TEMPERATURES = np.geomspace(0.5, 4.0, 61).astype(np.float32)
@@ -34,7 +34,9 @@ class Calibration(NamedTuple):
     after: float
 
 
-def calibrate(trainee: Trainee, state: State, examples: Sequence[Example], sizes: Sizes, depth: int) -> Calibration:
+def calibrate(
+    trainee: Trainee, state: TrainState, examples: Sequence[Example], sizes: BatchShape, depth: int
+) -> Calibration:
     """Fits the temperature at which the drafter's largest probability is the verifier's probability of that token.
 
     Args:

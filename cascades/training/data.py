@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     taught: Taught | None = None
 
 
-class Sizes(NamedTuple):
+class BatchShape(NamedTuple):
     """Rows of a batch, and the most tokens of a prompt and of an answer."""
 
     batch: int
@@ -92,7 +92,7 @@ def tokenized(
     return examples
 
 
-def fitting(examples: Sequence[Example], sizes: Sizes) -> list[Example]:
+def fitting(examples: Sequence[Example], sizes: BatchShape) -> list[Example]:
     """Returns the examples whose prompts fit; longer answers are cut, which loses nothing but their ends.
 
     Raises:
@@ -108,14 +108,14 @@ def fitting(examples: Sequence[Example], sizes: Sizes) -> list[Example]:
     return fitted
 
 
-def batch_at(examples: Sequence[Example], sizes: Sizes, seed: int, step: int) -> Batch:
+def batch_at(examples: Sequence[Example], sizes: BatchShape, seed: int, step: int) -> Batch:
     """Returns the batch of a step: every epoch is a new order of all examples, less what is left at its end."""
     epoch, at = divmod(step, len(examples) // sizes.batch)
     order = np.random.default_rng((seed, epoch)).permutation(len(examples))
     return padded([examples[i] for i in order[at * sizes.batch : (at + 1) * sizes.batch]], sizes)
 
 
-def padded(examples: Sequence[Example], sizes: Sizes) -> Batch:
+def padded(examples: Sequence[Example], sizes: BatchShape) -> Batch:
     """Returns a batch of these examples; rows that are missing weigh nothing."""
     prompt, answer = np.zeros((sizes.batch, sizes.prompt), np.int32), np.zeros((sizes.batch, sizes.answer), np.int32)
     length, weight = np.ones((sizes.batch,), np.int32), np.zeros((sizes.batch, sizes.answer), np.float32)
@@ -127,7 +127,7 @@ def padded(examples: Sequence[Example], sizes: Sizes) -> Batch:
     return Batch(prompt, length, answer, weight, _taught(examples, sizes))  # pyright: ignore[reportArgumentType]
 
 
-def _taught(examples: Sequence[Example], sizes: Sizes) -> Taught | None:
+def _taught(examples: Sequence[Example], sizes: BatchShape) -> Taught | None:
     rows = [each.taught for each in examples]
     if not rows or rows[0] is None:
         return None

@@ -22,7 +22,7 @@ from cascades.tokenizers import Tokenizer
 from cascades.training import drafters, learner, losses
 from cascades.training.data import Batch, Example, Taught
 from cascades.training.learner import Learner
-from cascades.training.step import Measure, State, along_answers, fed
+from cascades.training.step import Measure, TrainState, along_answers, fed
 from cascades.typing import Array, Bool, Branch, Float, Key, Model, Output, Params
 
 DECAY = 0.8  # weight of a token drafted one step deeper
@@ -55,7 +55,7 @@ def prepare(
     optimizer: optax.GradientTransformation,
     dtype,
     layout: Layout | None = None,
-) -> tuple[Trainee, State]:
+) -> tuple[Trainee, TrainState]:
     """Begins a verifier's drafter; returns it and its first state.
 
     Args:
@@ -231,7 +231,7 @@ def drafted(model: Model, params: Params, batch: Batch, depth: int) -> Iterator[
 
 
 def save(
-    trainee: Trainee, state: State, temperature: float, tokenizer_source: pathlib.Path, folder: pathlib.Path
+    trainee: Trainee, state: TrainState, temperature: float, tokenizer_source: pathlib.Path, folder: pathlib.Path
 ) -> None:
     """Writes the drafter in bfloat16, but for what is the verifier's; what a run that ended before wrote is kept.
 

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from cascades import ending, hosts
 from cascades.checkpoints.sources import first_line
 from cascades.errors import UserError
-from cascades.training.step import State
+from cascades.training.step import TrainState
 
 
 class Schedule(NamedTuple):
@@ -44,7 +44,7 @@ class Checkpoints:
         """The step of the newest whole checkpoint."""
         return self._manager.latest_step()
 
-    def restore(self, like: State) -> State:
+    def restore(self, like: TrainState) -> TrainState:
         """Returns the newest state, or `like` where there is none; `like` gives shapes, dtypes and places.
 
         Raises:
@@ -62,7 +62,7 @@ class Checkpoints:
                 "folder, or remove it"
             ) from None
 
-    def save(self, state: State) -> None:
+    def save(self, state: TrainState) -> None:
         """Writes a state; what was there before stays until it is whole.
 
         Raises:
@@ -91,11 +91,11 @@ class Checkpoints:
 
 
 def fit(
-    state: State,
+    state: TrainState,
     checkpoints: Checkpoints,
     schedule: Schedule,
-    step: Callable[[State, int], tuple[State, dict[str, Any]]],
-    evaluate: Callable[[State], dict[str, float]],
+    step: Callable[[TrainState, int], tuple[TrainState, dict[str, Any]]],
+    evaluate: Callable[[TrainState], dict[str, float]],
 ) -> Iterator[Progress]:
     """Runs the steps that are left, yielding the figures of each; the last state is in `checkpoints`.
 

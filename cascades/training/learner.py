@@ -13,8 +13,8 @@ from cascades.models import Config, abstract_params, logical_axes
 from cascades.sharding import Layout, Logical
 from cascades.training import data
 from cascades.training import step as steps
-from cascades.training.data import Batch, Example, Sizes
-from cascades.training.step import Measure, State, Task
+from cascades.training.data import Batch, BatchShape, Example
+from cascades.training.step import Measure, Task, TrainState
 from cascades.typing import Array, Key, Params
 
 
@@ -33,7 +33,7 @@ class Learner(NamedTuple):
     layout: Layout | None
     teach: Callable[[Params, Batch], Batch] | None = None
 
-    def params(self, state: State, dtype) -> Params:
+    def params(self, state: TrainState, dtype) -> Params:
         """Returns all of its parameters, kernels in `dtype`."""
         like = abstract_params(self.config, dtype)
         return jax.tree.map(lambda x, y: x.astype(y.dtype), {**state.params, **self.frozen}, like)
@@ -50,7 +50,7 @@ def begin(
     teacher: Params = None,
     teach: Callable[[Params, Batch], Batch] | None = None,
     layout: Layout | None = None,
-) -> tuple[Learner, State]:
+) -> tuple[Learner, TrainState]:
     """Returns a learner and its first state.
 
     Args:
@@ -69,13 +69,13 @@ def begin(
 def stepper(
     learner: Learner,
     examples: list[Example],
-    sizes: Sizes,
+    sizes: BatchShape,
     key: Key[Array, ""],
     *,
     accumulate: int = 1,
     answer: Callable[..., Batch] | None = None,
     on_policy: float = 0.0,
-) -> Callable[[State, int], tuple[State, dict[str, Any]]]:
+) -> Callable[[TrainState, int], tuple[TrainState, dict[str, Any]]]:
     """Returns what `fit` calls: a step's number alone decides its examples, and whether the model answers itself.
 
     Args:
@@ -86,7 +86,7 @@ def stepper(
     whole = jax.jit(partial(steps.whole, task))
     seed = int(jax.random.key_data(key)[-1])
 
-    def step(state: State, number: int) -> tuple[State, dict[str, Any]]:
+    def step(state: TrainState, number: int) -> tuple[TrainState, dict[str, Any]]:
         parts = [data.batch_at(examples, sizes, seed, number * accumulate + part) for part in range(accumulate)]
         if answer is not None and np.random.default_rng((seed, 1, number)).random() < on_policy:
             params, step_key = whole(state.params, learner.frozen), jax.random.fold_in(key, number)
@@ -99,11 +99,11 @@ def stepper(
     return step
 
 
-def evaluator(learner: Learner, examples: list[Example], sizes: Sizes) -> Callable[[State], dict[str, float]]:
+def evaluator(learner: Learner, examples: list[Example], sizes: BatchShape) -> Callable[[TrainState], dict[str, float]]:
     """Returns what `fit` calls: means over the tokens of all held-out examples."""
     totals = jax.jit(partial(steps.totals, learner.task))
 
-    def evaluate(state: State) -> dict[str, float]:
+    def evaluate(state: TrainState) -> dict[str, float]:
         sums: dict[str, float] = {}
         weight = 0.0
         for first in range(0, len(examples), sizes.batch):

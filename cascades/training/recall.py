@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cascades.errors import UserError
-from cascades.training.data import Batch, Example, Sizes, Taught, padded
+from cascades.training.data import Batch, BatchShape, Example, Taught, padded
 from cascades.typing import Params
 
 _ROUND_UP = 64  # rows of similar examples are as long, so that few shapes are compiled
@@ -91,7 +91,7 @@ def _write(examples, order, counts, ends, kind: np.dtype, rows, teach, params, p
 
 def _read(group: list[Example], counts: np.ndarray, kind: np.dtype, rows: int, teach, params: Params) -> np.ndarray:
     """Returns what the teacher makes of some examples, `kind[tokens]`, one behind the other."""
-    sizes = Sizes(rows, _up(max(len(each.prompt) for each in group)), _up(max(len(each.answer) for each in group)))
+    sizes = BatchShape(rows, _up(max(len(each.prompt) for each in group)), _up(max(len(each.answer) for each in group)))
     batch = jax.tree.map(jnp.asarray, padded(group, sizes))
     taught = jax.device_get(teach(params, batch).taught)
     packed = np.zeros(int(counts.sum()), kind)

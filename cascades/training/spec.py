@@ -5,7 +5,7 @@ import dataclasses
 from cascades import checks
 from cascades.generation.placement import check_dtype, check_strategy, mesh_for, mesh_sizes
 from cascades.sharding import Layout, layout
-from cascades.training.data import Sizes
+from cascades.training.data import BatchShape
 
 __all__ = ["TrainingSpec"]
 
@@ -63,9 +63,9 @@ class TrainingSpec:
         checks.switch("TENSORBOARD", self.tensorboard)
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> BatchShape:
         """The shape of a batch."""
-        return Sizes(self.batch_size, self.prompt_tokens, self.answer_tokens)
+        return BatchShape(self.batch_size, self.prompt_tokens, self.answer_tokens)
 
     def layout(self) -> Layout | None:
         """Returns where everything lives: nowhere in particular without a mesh.

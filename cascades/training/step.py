@@ -12,7 +12,7 @@ from cascades.training.data import Batch
 from cascades.typing import Array, Cache, Float, Int, Model, Output, Params
 
 
-class State(NamedTuple):
+class TrainState(NamedTuple):
     """What a checkpoint holds. params: float32, those that are trained. optimizer: of optax. step: int32."""
 
     params: Params
@@ -74,13 +74,13 @@ class Task(NamedTuple):
     optimizer: optax.GradientTransformation
 
 
-def begin(task: Task, params: Params) -> State:
-    return State(params, task.optimizer.init(params), jnp.int32(0))
+def begin(task: Task, params: Params) -> TrainState:
+    return TrainState(params, task.optimizer.init(params), jnp.int32(0))
 
 
 def update(
-    task: Task, state: State, frozen: Params, teacher: Params, batches: Batch
-) -> tuple[State, dict[str, Float[Array, ""]]]:
+    task: Task, state: TrainState, frozen: Params, teacher: Params, batches: Batch
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Updates a model by the mean loss over all tokens of some batches, one after another (gradient accumulation).
 
     Args:
@@ -106,7 +106,7 @@ def update(
         updates, inner = task.optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
     means = {name: jnp.sum(values) / weight for name, values in sums.items()}
-    return State(params, inner, state.step + 1), means | {"gradient": optax.tree.norm(gradients)}
+    return TrainState(params, inner, state.step + 1), means | {"gradient": optax.tree.norm(gradients)}
 
 
 def totals(task: Task, params: Params, frozen: Params, teacher: Params, batch: Batch) -> dict[str, Float[Array, ""]]:

@@ -162,7 +162,8 @@ def test_a_width_more_costs_a_pass_and_its_verdict_and_a_token_is_chosen_once(co
 
 
 def test_the_widths_of_a_plan():
-    assert [fine_widths(k) for k in (0, 1, 2, 3, 8, 9)] == [(1,), (1, 2), (1, 3), (1, 3, 4), (1, 3, 9), (1, 3, 9, 10)]
+    assert [fine_widths(k) for k in (0, 1, 2, 3, 4)] == [(1,), (1, 2), (1, 3), (1, 3, 4), (1, 3, 5)]
+    assert [fine_widths(k) for k in (8, 9)] == [(1, 3, 5, 9), (1, 3, 5, 9, 10)]
     plan = Plan(table_model(8), table_model(8), (rules.lossless,), lookahead.fixed(2), K_MAX, 8)
     assert plan.passes == (1, 5) and plan._replace(widths=(1, 2, 5)).passes == (1, 2, 5)
     assert plan._replace(drafter=None).passes == (1,) and plan._replace(k_max=0).passes == (1,)

@@ -289,7 +289,7 @@ def test_a_bad_knob_is_refused_before_a_model_is_loaded(run, monkeypatch, knobs,
 
 def test_a_folder_that_is_a_file_is_refused(run, tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(UserError, match="OUTPUT_DIR should be a folder to write to"):
+    with pytest.raises(UserError, match="OUTPUT_DIR must be a folder to write to"):
         run()
 
 

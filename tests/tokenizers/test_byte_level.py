@@ -12,7 +12,7 @@ TEXT = "I'm HE'LL  say:  12345 ½٣ x2\n\n\t(ok) …naïve 你好 😀\r\n  end 
 def words(name, text=TEXT):
     """Words, not yet merged, as bytes."""
     table = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer = byte_level.build(sorted(table), [], byte_level.scheme(name), [], [])
+    tokenizer = byte_level.build(sorted(table), [], byte_level.pre_tokenizer(name), [], [])
     return [byte_level.contents(word).decode() for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
 
 
@@ -23,7 +23,7 @@ def test_the_alphabet_is_gpt2s():
     assert byte_level.contents("not in the alphabet: 你") == "not in the alphabet: 你".encode()
 
 
-@pytest.mark.parametrize("name", sorted(byte_level.SCHEMES))
+@pytest.mark.parametrize("name", sorted(byte_level.PRE_TOKENIZERS))
 def test_no_scheme_loses_text(name):
     assert "".join(words(name)) == TEXT
 
@@ -53,17 +53,17 @@ def test_how_each_family_cuts(name, expected):
 
 def test_llama3_takes_a_word_that_is_a_piece_whole():
     pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "abc"]
-    whole = byte_level.build(pieces, [], byte_level.scheme("llama-bpe"), [], [])
-    merged = byte_level.build(pieces, [], byte_level.scheme("gpt-2"), [], [])
+    whole = byte_level.build(pieces, [], byte_level.pre_tokenizer("llama-bpe"), [], [])
+    merged = byte_level.build(pieces, [], byte_level.pre_tokenizer("gpt-2"), [], [])
     assert whole.encode("abc").ids == [256] and len(merged.encode("abc").ids) == 3
 
 
 def test_qwen_composes_characters_first():
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = byte_level.build(pieces, [], byte_level.scheme("qwen2"), [], [])
+    tokenizer = byte_level.build(pieces, [], byte_level.pre_tokenizer("qwen2"), [], [])
     assert tokenizer.encode("e\u0301").ids == tokenizer.encode("\u00e9").ids
 
 
 def test_an_unknown_scheme_names_the_known_ones():
     with pytest.raises(UserError, match="default, gpt-2, llama-bpe, .*qwen2, smollm.*'tekken'"):
-        byte_level.scheme("tekken")
+        byte_level.pre_tokenizer("tekken")

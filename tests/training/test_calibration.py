@@ -7,7 +7,7 @@ import pytest
 
 from cascades import checkpoints, tokenizers
 from cascades.training import calibration, distillation, drafters, losses
-from cascades.training.data import Sizes, padded, tokenized
+from cascades.training.data import BatchShape, padded, tokenized
 from cascades.training.step import optimizer
 
 
@@ -62,6 +62,6 @@ def trainee(tiny_files):
         optimizer=optimizer(1e-3, 10, 1, 0.0),
         dtype=jnp.float32,
     )
-    sizes = Sizes(2, max(len(each.prompt) for each in examples), 4)
+    sizes = BatchShape(2, max(len(each.prompt) for each in examples), 4)
     batch = jax.tree.map(jnp.asarray, padded([each._replace(answer=each.answer[:4]) for each in examples], sizes))
     return found, state, found.learner.teach(found.learner.teacher, batch), teacher.path

@@ -6,9 +6,9 @@ import pytest
 from cascades import tokenizers
 from cascades.errors import UserError
 from cascades.training import data
-from cascades.training.data import Example, Sizes
+from cascades.training.data import BatchShape, Example
 
-SIZES = Sizes(batch=3, prompt=4, answer=5)
+SIZES = BatchShape(batch=3, prompt=4, answer=5)
 EXAMPLES = [Example((1,) * (1 + n % 4), tuple(range(n + 1))) for n in range(10)]
 
 

@@ -13,7 +13,7 @@ from cascades.errors import UserError
 from cascades.models import DecoderConfig, build
 from cascades.models.layers import MASKED
 from cascades.training import distillation, losses, policy
-from cascades.training.data import Example, Sizes, padded
+from cascades.training.data import BatchShape, Example, padded
 from cascades.training.recall import recalled
 from cascades.training.step import along_answers
 from cascades.typing import Output
@@ -22,7 +22,7 @@ V, D = 24, 16
 SHAPE = {"vocab_size": V, "d_model": D, "d_ff": 24, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8}
 VERIFIER = DecoderConfig(**SHAPE, num_layers=2, context_length=512)
 READER = DecoderConfig(**SHAPE, num_layers=1, context_length=512, reads_features=True)
-SIZES = Sizes(2, 8, 6)
+SIZES = BatchShape(2, 8, 6)
 LOSSES = [losses.forward_kl, losses.reverse_kl, losses.jensen_shannon, losses.total_variation, losses.rejection]
 
 
