@@ -11,6 +11,7 @@ numbers as in the authors' notebook, where alpha is called `lenience`); Leviatha
 2023 (BiLD).
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -160,6 +161,22 @@ ALPHA_RANGE: dict[Callable, tuple[float, float]] = {
     bild: (0.0, math.inf),
 }
 """Where alpha may lie, ends included. A rule of one's own is not in it: any number but NaN is taken."""
+
+
+_SEES_VERIFIER_ALONE = (lossless, token_v2, token_v3)
+
+
+def plain(rule: Callable) -> Callable:
+    """Returns the rule itself, which gin wraps."""
+    return inspect.unwrap(rule, stop=lambda function: function in ALPHA_RANGE)
+
+
+def sees_verifier_alone(rule: Callable) -> bool:
+    """Tells whether which tokens a rule finds good enough is the same whatever the drafter believes.
+
+    Of a rule of one's own it is not known, and taken to be false.
+    """
+    return plain(rule) in _SEES_VERIFIER_ALONE
 
 
 def _top(probs: Float[Array, "*b v"]) -> Float[Array, "*b"]:

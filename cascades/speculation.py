@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cascades.distributions import Sampling, at, draw, greedy, log_normalizer, scaled, softmax, total_variation, uniform
-from cascades.rules import Pair, Rule
+from cascades.rules import Pair, Rule, Target, sees_verifier_alone
 from cascades.typing import Array, Bool, Float, Int, Key
 
 Coupling = Literal["maximal", "gumbel"]
@@ -119,7 +119,7 @@ def by_rule(rules: tuple[Rule, ...], choice: Int[Array, " b"], evaluate: Callabl
 def judge(
     drafts: Int[Array, "b k"],
     lengths: Int[Array, " b"],
-    q_logits: Float[Array, "b m u"],
+    q_logits: Float[Array, "b m u"] | None,
     p_logits: Float[Array, "b m v"],
     keys: Keys,
     rules: tuple[Rule, ...],
@@ -129,8 +129,13 @@ def judge(
     coupling: Coupling,
     bonus: Bonus,
     scored: Bool[Array, " b"] | None = None,
+    found: Bool[Array, "b k"] | None = None,
 ) -> Block:
     """Decides a block: `keep`, then `conclude`.
+
+    A token that a look-up `found` was drawn from a q that holds nothing else, and no model believes it. There a rule
+    that compares beliefs has none to compare, and the target is the verifier's own law; a rule that looks at the
+    verifier's beliefs alone decides as anywhere.
 
     A draft at which the verifier's logits are NaN, infinite or all -inf is not kept, and the row has `failed` there;
     the other rows do not notice. The drafter's are all finite, or -inf for some tokens.
@@ -139,7 +144,8 @@ def judge(
       drafts: int32 `[b, k]`; behind `lengths[b]` they are padding.
       lengths: int32 `[b]`, drafts of each row, 0 to k.
       q_logits: the drafter's raw logits at the k positions, and at k + 1 (read with `bonus='target'` only); there may
-        be more, which are not read. `u` is v, but where none of them is read (k = 0 and `bonus='verifier'`).
+        be more, which are not read. `u` is v, but where none of them is read (k = 0 and `bonus='verifier'`). None where
+        there is no drafter, and all drafts were found.
       p_logits: the verifier's, `[b, k + 1, v]`.
       keys: see `Keys`.
       rules: the deferral rules that are compiled in, at least one. choice, alpha: the row's rule among them, see
@@ -148,17 +154,18 @@ def judge(
       coupling: how draft and target are coupled. bonus: what law the token behind a kept block follows.
       scored: `[b]`, rows of which the drafter scored that token, all if None. With `bonus='target'` it follows the
         verifier's own law in the others: where there is no q, pi = p, whatever the rule is.
+      found: `[b, k]`, drafts that a look-up found; None where there is no look-up.
     """
     given = keys, rules, choice, alpha, sampling, coupling
-    kept = keep(drafts, lengths, q_logits, p_logits, *given)
+    kept = keep(drafts, lengths, q_logits, p_logits, *given, found)
     reads = drafts.shape[1] > 0 or bonus == "target"
-    return conclude(kept, lengths, q_logits if reads else None, *given, bonus, scored)
+    return conclude(kept, drafts, lengths, q_logits if reads else None, *given, bonus, scored, found)
 
 
 def keep(
     drafts: Int[Array, "b k"],
     lengths: Int[Array, " b"],
-    q_logits: Float[Array, "b m u"],
+    q_logits: Float[Array, "b m u"] | None,
     p_logits: Float[Array, "b n v"],
     keys: Keys,
     rules: tuple[Rule, ...],
@@ -166,6 +173,7 @@ def keep(
     alpha: Float[Array, " b"],
     sampling: Sampling,
     coupling: Coupling,
+    found: Bool[Array, "b k"] | None = None,
 ) -> Kept:
     """Decides which drafts of a block are kept; for the arguments see `judge`.
 
@@ -177,8 +185,11 @@ def keep(
         return Kept(jnp.zeros_like(lengths), none > 0, none, none, none, p_logits[:, 0])
 
     def decide(rule: Rule):
-        pair = pair_of(q_logits[:, :count], p_logits[:, :count], _broadcast(sampling, count))
-        pi, defer = rule(pair, jnp.broadcast_to(alpha[:, None], drafts.shape))
+        p = p_logits[:, :count]
+        pair = pair_of(p if q_logits is None else q_logits[:, :count], p, _broadcast(sampling, count))
+        if found is not None:
+            pair = drawn_from(pair, drafts, found)
+        pi, defer = target(rule, pair, jnp.broadcast_to(alpha[:, None], drafts.shape), found)
         if coupling == "maximal":
             q_x = at(pair.q, drafts)
             u = uniform(keys.accept)
@@ -187,7 +198,7 @@ def keep(
         else:
             kept = draw(pi, keys.token[:, :count]) == drafts
             lossless = draw(pair.p, keys.token[:, :count]) == drafts
-        return kept, lossless, _expected(rule, pair, alpha, sampling), defer
+        return kept, lossless, _expected(rule, pair, alpha, sampling, found), defer
 
     kept, lossless, expected, defer = by_rule(rules, choice, decide)
     normalizer = log_normalizer(p_logits[:, :count])
@@ -206,6 +217,7 @@ def keep(
 
 def conclude(
     kept: Kept,
+    drafts: Int[Array, "b k"],
     lengths: Int[Array, " b"],
     q_logits: Float[Array, "b m v"] | None,
     keys: Keys,
@@ -216,20 +228,27 @@ def conclude(
     coupling: Coupling,
     bonus: Bonus,
     scored: Bool[Array, " b"] | None = None,
+    found: Bool[Array, "b k"] | None = None,
 ) -> Block:
     """Draws the token behind the drafts that were kept; for the arguments see `judge`.
 
-    `q_logits` may be longer than the block; with None there was no drafter, and the token is the verifier's.
+    `q_logits` may be longer than the block. Without them, and without a look-up, the token is the verifier's.
     """
     ends, p_end = kept.accepted, kept.p_end
     normalizer = log_normalizer(p_end)
-    if q_logits is None:
+    if q_logits is None and found is None:
         law = scaled(p_end, sampling)
     else:
-        logits = jnp.stack([_row(q_logits, ends), p_end])
+        logits = jnp.stack([p_end if q_logits is None else _row(q_logits, ends), p_end])
         (q_raw, p_raw), (q, p) = softmax(logits), scaled(logits, Sampling(*(jnp.stack([x, x]) for x in sampling)))
-        pi = by_rule(rules, choice, lambda rule: rule(Pair(q_raw, p_raw, q, p), alpha).pi)
-        correction = residual(pi, q) if coupling == "maximal" else pi
+        pair, there = Pair(q_raw, p_raw, q, p), None
+        if found is not None:  # of the draft that was rejected
+            column = jnp.arange(drafts.shape[1], dtype=jnp.int32)[None, :]
+            here = (column == ends[:, None]) & (column < lengths[:, None])
+            there = jnp.any(here & found, axis=1)
+            pair = drawn_from(pair, jnp.sum(jnp.where(here, drafts, 0), axis=1), there)
+        pi = by_rule(rules, choice, lambda rule: target(rule, pair, alpha, there).pi)
+        correction = residual(pi, pair.q) if coupling == "maximal" else pi
         behind = p
         if bonus == "target":
             behind = pi if scored is None else jnp.where(scored[:, None], pi, p)
@@ -239,11 +258,29 @@ def conclude(
     return Block(ends, token, kept.lossless, kept.expected, kept.defer, log_p, ~jnp.isfinite(normalizer))
 
 
-def _expected(rule: Rule, pair: Pair, alpha: Float[Array, " b"], sampling: Sampling) -> Float[Array, "b k"]:
+def drawn_from(pair: Pair, tokens: Int[Array, "*b"], found: Bool[Array, "*b"]) -> Pair:
+    """Returns a pair whose q, where the token was found and not drafted by a model, holds that token alone."""
+    one = lax.broadcasted_iota(jnp.int32, pair.q.shape, pair.q.ndim - 1) == tokens[..., None]
+    q_raw, q = (jnp.where(found[..., None], one.astype(jnp.float32), each) for each in (pair.q_raw, pair.q))
+    return pair._replace(q_raw=q_raw, q=q)
+
+
+def target(rule: Rule, pair: Pair, alpha: Float[Array, "*b"], found: Bool[Array, "*b"] | None) -> Target:
+    """Returns what a rule decides; where a look-up drafted, the verifier's law if it asks what a drafter believes."""
+    decided = rule(pair, alpha)
+    if found is None or sees_verifier_alone(rule):
+        return decided
+    pi = jnp.where(found[..., None], pair.p, decided.pi)
+    return Target(pi, jnp.where(found, 1.0, decided.defer))
+
+
+def _expected(
+    rule: Rule, pair: Pair, alpha: Float[Array, " b"], sampling: Sampling, found: Bool[Array, "b k"] | None
+) -> Float[Array, "b k"]:
     """Returns 1 - D_TV(pi, q) of every position, with the raw distributions in the place of a greedy row's."""
     cold = greedy(sampling)[:, None, None]
     q, p = jnp.where(cold, pair.q_raw, pair.q), jnp.where(cold, pair.p_raw, pair.p)
-    pi = rule(pair._replace(q=q, p=p), jnp.broadcast_to(alpha[:, None], q.shape[:2])).pi
+    pi = target(rule, pair._replace(q=q, p=p), jnp.broadcast_to(alpha[:, None], q.shape[:2]), found).pi
     return 1.0 - total_variation(pi, q)
 
 

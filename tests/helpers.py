@@ -101,7 +101,7 @@ def idler(idle: int = 20, k: int = 3) -> lookahead.DraftLength:
     """Drafts nothing for `idle` rounds, then `k` tokens, and so on: the drafter's cache falls far behind."""
     return lookahead.DraftLength(
         init=lambda batch, costs: jnp.zeros((batch,), jnp.int32),
-        propose=lambda state: (state, jnp.where(state % (idle + 1) == idle, k, 0)),
+        propose=lambda state, matched: (state, jnp.where(state % (idle + 1) == idle, k, 0), jnp.minimum(matched, k)),
         step=lambda state, drafted: (state, drafted.drafting | True, drafted.drafting | True),
         update=lambda state, verdict: state + 1,
     )
@@ -116,7 +116,7 @@ def gossip(k: int = 3) -> lookahead.DraftLength:
 
     return lookahead.DraftLength(
         init=lambda batch, costs: jnp.full((batch,), 2, jnp.int32),
-        propose=lambda state: (state, jnp.where(state == 2, k, 0)),
+        propose=lambda state, matched: (state, jnp.where(state == 2, k, 0), 0 * matched),
         step=lambda state, drafted: (state, drafted.drafting | True, drafted.drafting | True),
         drawn=lambda state, drafted, own: (state, own >= drafted.top),
         update=lambda state, verdict: jnp.where(verdict.drafted > 0, verdict.drafted, 2),
@@ -143,9 +143,10 @@ def any_controller(controllers=CONTROLLERS) -> lookahead.DraftLength:
         row = jnp.arange(options[0].shape[0], dtype=jnp.int32) % len(controllers)
         return jnp.select([row == i for i in range(len(controllers))], options, options[0])
 
-    def propose(states):
-        pairs = [c.propose(s) for c, s in zip(controllers, states, strict=True)]
-        return tuple(s for s, _ in pairs), chosen([jnp.asarray(k, jnp.int32) for _, k in pairs])
+    def propose(states, matched):
+        triples = [c.propose(s, matched) for c, s in zip(controllers, states, strict=True)]
+        drafted, found = ([jnp.asarray(t[i], jnp.int32) for t in triples] for i in (1, 2))
+        return tuple(t[0] for t in triples), chosen(drafted), chosen(found)
 
     def step(states, drafted):
         triples = [c.step(s, drafted) for c, s in zip(controllers, states, strict=True)]

@@ -17,13 +17,13 @@ from cascades.lookahead import Drafted, Verdict, given_costs, guided
 ROUNDS = 300
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def simulate(controller, costs, accept, tops, key, rounds=ROUNDS, expected=None):
+@functools.partial(jax.jit, static_argnums=(0, 5, 7))
+def simulate(controller, costs, accept, tops, key, rounds=ROUNDS, expected=None, counted=False):
     """Runs rounds of a row each, with no models: a position is of a random kind, accepted with its own probability.
 
     Args:
       accept: `[rounds, b, kinds]`, acceptance of each kind. tops: `[b, kinds]`, how sure the drafter is there.
-      expected: what the controller is told in the place of `accept`.
+      expected: what the controller is told in the place of `accept`. counted: whether it is to go by what happens.
 
     Returns:
       For each round and row: drafts verified, drafter steps, tokens emitted, time.
@@ -33,7 +33,7 @@ def simulate(controller, costs, accept, tops, key, rounds=ROUNDS, expected=None)
 
     def one(state, now):
         key, accept = now
-        state, length = controller.propose(state)
+        state, length, _ = controller.propose(state, jnp.zeros((rows,), jnp.int32))
         length = jnp.clip(length, 0, k_max)
         first, second = jax.random.split(key)
         kind = jax.random.randint(first, (rows, k_max), 0, tops.shape[1])
@@ -49,7 +49,8 @@ def simulate(controller, costs, accept, tops, key, rounds=ROUNDS, expected=None)
         accepted = jnp.sum(jnp.cumprod(kept.astype(jnp.int32), axis=1), axis=1).astype(jnp.int32)
         decided = (column <= accepted[:, None]) & within
         told = rate if expected is None else jnp.full_like(rate, expected)
-        state = controller.update(state, Verdict(steps, length, accepted, told, decided, top))
+        matched, by_outcome = jnp.zeros(decided.shape, jnp.int32), jnp.full((rows,), counted)
+        state = controller.update(state, Verdict(steps, length, accepted, told, decided, top, matched, by_outcome))
         time = costs.verify[length] + costs.draft * steps.astype(jnp.float32)
         return state, (length, steps, accepted + 1, time)
 
@@ -82,18 +83,21 @@ GUIDED = lookahead.verifier_guided()
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("telling", [False, True])
-def test_guided_is_close_to_the_best_fixed_length(table, telling):
-    # Every position alike. Where `telling`, the drafter is sure and unsure by turns, and it means nothing.
+@pytest.mark.parametrize(("counted", "least"), [(False, 0.97), (True, 0.95)])
+def test_guided_is_close_to_the_best_fixed_length(table, telling, counted, least):
+    # Every position alike. Where `telling`, the drafter is sure and unsure by turns, and it means nothing. Of rows that
+    # go by outcomes a rate is known by their number alone, as what was expected may be far from it.
     costs = TABLES[table]
     tops = np.tile(np.float32([0.2, 0.5, 0.75, 0.95] if telling else [0.75] * 4), (len(RATES) * COPIES, 1))
     accept = np.repeat(np.float32(RATES), COPIES)[:, None] * np.ones((1, 4), np.float32)
-    _, _, tokens, time = simulate(GUIDED, costs, constant(accept), jnp.asarray(tops), jax.random.key(0))
+    given = constant(accept), jnp.asarray(tops), jax.random.key(0), ROUNDS, None, counted
+    _, _, tokens, time = simulate(GUIDED, costs, *given)
     # The first rounds, when nothing is known, count too.
     tokens, time = (
         np.asarray(x, np.float64).reshape(ROUNDS, len(RATES), COPIES).sum(axis=(0, 2)) for x in (tokens, time)
     )
     ratio = tokens / time / [best_fixed(rate, costs) for rate in RATES]
-    assert (ratio >= 0.97).all(), ratio
+    assert (ratio >= least).all(), ratio
 
 
 @pytest.mark.parametrize("tops", [[0.2, 0.5, 0.75, 0.95], [0.95, 0.75, 0.5, 0.2]], ids=["honest", "inverted"])
@@ -139,7 +143,7 @@ def test_guided_believes_what_was_accepted_over_what_was_expected(rate):
     # Flat greedy distributions: the two models are near each other everywhere, and seldom agree on the largest.
     costs, tops = TABLES["usual"], jnp.full((COPIES, 1), 0.9, jnp.float32)
     accept = constant(np.full((COPIES, 1), rate))
-    *_, tokens, time = simulate(GUIDED, costs, accept, tops, jax.random.key(6), expected=0.9)
+    *_, tokens, time = simulate(GUIDED, costs, accept, tops, jax.random.key(6), ROUNDS, 0.9, True)
     tokens, time = np.asarray(tokens, np.float64), np.asarray(time, np.float64)
     assert np.sum(tokens[:50]) / np.sum(time[:50]) > 0.8
     assert np.sum(tokens) / np.sum(time) > 0.95
@@ -167,8 +171,10 @@ def test_guided_rows_are_independent():
     others = GUIDED.init(1, TABLES["usual"])
     rng = np.random.default_rng(2)
     for _ in range(30):
-        state, k = GUIDED.propose(state)
-        others, k_alone = GUIDED.propose(others)
+        matched = jnp.asarray(rng.integers(0, 8, 6), jnp.int32)
+        state, k, found = GUIDED.propose(state, matched)
+        others, k_alone, found_alone = GUIDED.propose(others, matched[4:5])
+        assert int(found[4]) == int(found_alone[0])
         assert int(k[4]) == int(k_alone[0])
         verdict = Verdict(
             steps=jnp.asarray(rng.integers(0, 8, 6), jnp.int32),
@@ -177,6 +183,8 @@ def test_guided_rows_are_independent():
             expected=jnp.asarray(rng.uniform(size=(6, 8)), jnp.float32),
             decided=jnp.asarray(rng.uniform(size=(6, 8)) < 0.5),
             top=jnp.asarray(rng.uniform(size=(6, 8)), jnp.float32),
+            matched=jnp.asarray(rng.integers(0, 3, (6, 8)), jnp.int32),
+            counted=jnp.asarray(rng.uniform(size=6) < 0.5),
         )
         state = GUIDED.update(state, verdict)
         others = GUIDED.update(others, jax.tree.map(lambda x: x[4:5], verdict))
@@ -202,7 +210,14 @@ def verdict(drafted, accepted, k_max=8):
     column = jnp.arange(k_max, dtype=jnp.int32)[None, :]
     wide = jnp.full((drafted.shape[0], k_max), 0.5, jnp.float32)
     decided = (column <= accepted[:, None]) & (column < drafted[:, None])
-    return Verdict(drafted, drafted, accepted, wide, decided, wide)
+    counted = jnp.ones(drafted.shape, bool)
+    return Verdict(drafted, drafted, accepted, wide, decided, wide, jnp.zeros(wide.shape, jnp.int32), counted)
+
+
+def proposed(controller, state, matched=None):
+    """What a controller proposes where a look-up found nothing, or as many tokens matched as are given."""
+    batch = jax.tree.leaves(state)[0].shape[0]
+    return controller.propose(state, jnp.zeros((batch,), jnp.int32) if matched is None else jnp.int32(matched))
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)
@@ -211,8 +226,9 @@ def test_protocol(name):
     state = controller.init(rows, given_costs(8, 0.2))
     assert all(leaf.shape[0] == rows for leaf in jax.tree.leaves(state))
     spec = jax.tree.map(lambda x: (x.shape, x.dtype), state)
-    state, k = controller.propose(state)
-    assert k.shape == (rows,) and k.dtype == jnp.int32 and int(jnp.min(k)) >= 0
+    state, k, found = proposed(controller, state, [0, 2, 9])
+    assert k.shape == found.shape == (rows,) and k.dtype == found.dtype == jnp.int32
+    assert int(jnp.min(k)) >= 0 and int(jnp.min(found)) >= 0
     half = jnp.full((rows,), 0.5, jnp.float32)
     drafted = Drafted(jnp.int32(0), half, jnp.ones((rows,), bool))
     state, keep, more = controller.step(state, drafted)
@@ -227,7 +243,7 @@ def test_protocol(name):
 def test_fixed():
     state = lookahead.fixed(3).init(2, given_costs(8, 0.2))
     for _ in range(3):
-        state, k = lookahead.fixed(3).propose(state)
+        state, k, _ = proposed(lookahead.fixed(3), state)
         np.testing.assert_array_equal(k, 3)
         state = lookahead.fixed(3).update(state, verdict([3, 3], [0, 3]))
 
@@ -238,7 +254,7 @@ def test_heuristic_schedule():
     seen = []
     # Rows: everything kept, nothing kept, alternately; the last had room for two drafts only, both kept.
     for i in range(5):
-        state, k = controller.propose(state)
+        state, k, _ = proposed(controller, state)
         seen.append(k.tolist())
         drafted = [int(k[0]), int(k[1]), int(k[2]), 2]
         state = controller.update(state, verdict(drafted, [drafted[0], 0, drafted[2] if i % 2 else 0, 2]))
@@ -317,7 +333,7 @@ def test_guided_stays_finite_at_the_ends_of_its_ranges(tuning):
     controller, costs = lookahead.verifier_guided(**tuning), TABLES["usual"]
     state = controller.init(3, costs)
     for accepted in ([0, 2, 4], [0, 0, 4], [0, 1, 4]) * 5:
-        state, k = controller.propose(state)
+        state, *_ = proposed(controller, state)
         state, *_ = controller.step(state, said([0.1, 0.5, 0.9]))
         state = controller.update(state, verdict([4, 4, 4], accepted))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))

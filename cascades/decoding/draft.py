@@ -8,7 +8,7 @@ from jax import lax
 
 from cascades import cache as caches
 from cascades.decoding.control import run_if
-from cascades.decoding.lookup import Continuation, find, mixed
+from cascades.decoding.lookup import Continuation
 from cascades.decoding.plan import CHOICE, Plan
 from cascades.decoding.state import State
 from cascades.distributions import Sampling, at, draw, scaled, softmax
@@ -19,15 +19,18 @@ from cascades.typing import Array, Bool, Cache, Float, Int, Key, Model, Params
 class Draft(NamedTuple):
     """Drafts of a round.
 
-    tokens: int32 `[b, k_max]`. length: int32 `[b]`, drafts of each row. steps: int32 `[b]`, drafter steps taken. top:
-    `[b, k_max]`, the drafter's max raw probability. logits: `[b, k_max + 1, v]`. cached: int32 `[b]`, leading drafts
-    that the drafter's cache holds behind the row's decided tokens; -1 where a row did not take part. What a drafter
-    that reads features holds of its drafts is of its own features, and does not stay. scored: `[b]`, whether the
-    drafter also scored the position behind the drafts. silent: `[b]`, as in `State`, this round included.
+    tokens: int32 `[b, k_max]`. length: int32 `[b]`, drafts of each row. matched: int32 `[b, k_max]`, where a look-up
+    drafted, how many tokens before that draft had occurred before, at least 1; else 0. steps: int32 `[b]`, drafter
+    steps taken. top: `[b, k_max]`, the drafter's max raw probability. logits: `[b, k_max + 1, v]`. cached: int32
+    `[b]`, leading drafts that the drafter's cache holds behind the row's decided tokens; -1 where a row did not take
+    part. What a drafter that reads features holds of its drafts is of its own features, and does not stay. scored:
+    `[b]`, whether the drafter also scored the position behind the drafts. silent: `[b]`, as in `State`, this round
+    included.
     """
 
     tokens: Int[Array, "b k"]
     length: Int[Array, " b"]
+    matched: Int[Array, "b k"]
     steps: Int[Array, " b"]
     top: Float[Array, "b k"]
     logits: Float[Array, "b m v"]
@@ -53,12 +56,27 @@ def no_drafts(state: State, length: Int[Array, " b"]) -> Draft:
     return Draft(
         tokens=jnp.broadcast_to(pending, (rows, k_max)),
         length=length,
+        matched=jnp.zeros((rows, k_max), jnp.int32),
         steps=zeros,
         top=jnp.zeros((rows, k_max), jnp.float32),
         logits=state.draft_logits,
         cached=zeros - 1,
         scored=jnp.zeros((rows,), bool),
         silent=state.silent,
+    )
+
+
+def looked_up(drafts: Draft, continuation: Continuation, count: Int[Array, " b"]) -> Draft:
+    """Returns a round's drafts with those that a look-up makes: of each row the first `count[b]` that it found.
+
+    A row of which it drafts none stays as it is.
+    """
+    column = jnp.arange(drafts.tokens.shape[1], dtype=jnp.int32)[None, :]
+    here = column < count[:, None]
+    return drafts._replace(
+        tokens=jnp.where(here, continuation.tokens, drafts.tokens),
+        length=jnp.where(count > 0, count, drafts.length),
+        matched=jnp.where(here, jnp.maximum(continuation.matched[:, None] + column, 1), 0),
     )
 
 
@@ -129,8 +147,8 @@ def catch_up(
 class Asked(NamedTuple):
     """What the steps of a round's drafting share.
 
-    rows: `[b]`, that draft. left: `[b]`, positions that the drafter's context still holds. keys, eager: see `draft`.
-    sampling: per row. continuation: what a look-up found, or None.
+    rows: `[b]`, that ask the drafter. left: `[b]`, positions that its context still holds. keys, eager: see `draft`.
+    sampling: per row.
     """
 
     rows: Bool[Array, " b"]
@@ -138,7 +156,6 @@ class Asked(NamedTuple):
     keys: Key[Array, "b m"]
     eager: Bool[Array, ""]
     sampling: Sampling
-    continuation: Continuation | None = None
 
 
 class Drafting(NamedTuple):
@@ -159,11 +176,11 @@ def draft(
     plan: Plan,
     params: Params,
     state: State,
-    length: Int[Array, " b"],
+    drafts: Draft,
     keys: Key[Array, "b m"],
     eager: Bool[Array, ""],
 ) -> tuple[Draft, Cache, Any]:
-    """Drafts at most `length[b]` tokens a row.
+    """Drafts with the drafter, at most `drafts.length[b]` tokens a row; for a row with tokens of a look-up none.
 
     A turn of its loop is a `drafter_step`; the first reads all that the drafter lacks.
 
@@ -173,7 +190,7 @@ def draft(
     `silent` from then on.
 
     Args:
-      keys: of each of the round's draws.
+      drafts: see `no_drafts` and `looked_up`. keys: of each of the round's draws.
 
     Returns:
       The drafts, the drafter's cache (rewound by the caller), and the lookahead's state.
@@ -181,12 +198,12 @@ def draft(
     model = plan.drafter
     assert model is not None
     reads = model.feature_width is not None
-    zeros = jnp.zeros(length.shape, jnp.int32)
     left = model.context_length - state.length
-    length = jnp.where(state.silent, 0, jnp.clip(length, 0, jnp.maximum(left, 0)))
-    rows = state.running & ~state.silent & (_end(plan, length, left) > 0)
-    continuation = find(plan.lookup, state.tokens, state.length, plan.k_max) if plan.lookup else None
-    asked = Asked(rows, left, keys, eager, state.sampling, continuation)
+    unasked = jnp.any(drafts.matched > 0, axis=1)
+    length = jnp.where(state.silent, 0, jnp.clip(drafts.length, 0, jnp.maximum(left, 0)))
+    drafts = drafts._replace(length=jnp.where(unasked, drafts.length, length))
+    rows = state.running & ~state.silent & ~unasked & (_end(plan, length, left) > 0)
+    asked = Asked(rows, left, keys, eager, state.sampling)
 
     def wanted(now: Drafting) -> Array:
         return jnp.any(rows & ~now.drafts.silent & (now.index < _end(plan, now.drafts.length, left)))
@@ -199,9 +216,9 @@ def draft(
 
     features = before(state.verifier_cache.features, state.length - 1, 1) if reads else None
     said = Said(state.draft_logits[:, 0], features)  # logits of the same shape and place; none of them is read
-    now = Drafting(jnp.int32(0), no_drafts(state, length), said, state.drafter_cache, state.lookahead)
+    now = Drafting(jnp.int32(0), drafts, said, state.drafter_cache, state.lookahead)
     now = lax.while_loop(wanted, turn, now)
-    cached = zeros if reads else jnp.minimum(now.index - 1, now.drafts.length)
+    cached = jnp.zeros_like(length) if reads else jnp.minimum(now.index - 1, now.drafts.length)
     return now.drafts._replace(cached=jnp.where(rows, cached, -1)), now.cache, now.lookahead
 
 
@@ -230,8 +247,6 @@ def _choose(plan: Plan, asked: Asked, now: Drafting, logits: Float[Array, "b v"]
     index, drafts, lookahead = now.index, now.drafts, plan.lookahead
     raw = softmax(logits)
     sound = jnp.max(raw, axis=-1) > 0  # else all of it is NaN
-    if plan.lookup and asked.continuation:
-        logits, raw = mixed(plan.lookup, asked.continuation, drafts.tokens, index, logits, raw)
     scoring = asked.rows & (index < _end(plan, drafts.length, asked.left))
     drafting = asked.rows & (index < drafts.length)
     silent = drafts.silent | (scoring & ~sound)
@@ -256,6 +271,7 @@ def _choose(plan: Plan, asked: Asked, now: Drafting, logits: Float[Array, "b v"]
         Draft(
             tokens=put(drafts.tokens, token),
             length=length,
+            matched=drafts.matched,
             steps=drafts.steps + scoring.astype(jnp.int32),
             top=put(drafts.top, drafted.top),
             logits=lax.dynamic_update_slice(drafts.logits, logits[:, None], (0, index, 0)),

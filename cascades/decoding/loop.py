@@ -113,7 +113,7 @@ def _start(
     if plan.drafter:
         drafter, room = plan.drafter, min(width, slots, plan.drafter.context_length)
         # A drafter that is not asked at first reads the prompt when it is: its first draft catches up.
-        _, length = plan.lookahead.propose(lookahead)
+        _, length, _ = plan.lookahead.propose(lookahead, jnp.zeros_like(held))
         asked = jnp.any(length > 0) | (plan.bonus == "target")
         asked |= drafter.start is not None  # an encoder reads all of it at once
         asked &= jnp.any(request.length < drafter.context_length)
@@ -131,7 +131,7 @@ def _start(
 
 def _state(plan: Plan, request: Request, lookahead: Any, verifier_cache: Any, drafter_cache: Any) -> State:
     batch = request.length.shape[0]
-    k_max = plan.k_max if plan.drafter else 0
+    k_max = plan.longest
     return State(
         tokens=request.tokens,
         origins=jnp.full(request.tokens.shape, int(Origin.PROMPT), jnp.int8),

@@ -17,11 +17,11 @@ CHOICE = "choice"
 class Plan(NamedTuple):
     """What is static in a program.
 
-    verifier: scores. drafter: drafts; None decodes with the verifier alone. rules: at least one; a request names its
+    verifier: scores. drafter: drafts. lookup: drafts what a row repeats, with a drafter or without; with neither the
+    verifier decodes alone. rules: at least one; a request names its
     own by the place here, the first by default. lookahead: of this run. k_max: longest draft. vocab_size: logits behind
     it are padding and cut off. eos: ids that end a row. coupling, bonus: see `speculation`.
-    alone: the origin of tokens when there is no drafter. layout: where the verifier lives; None is one device.
-    lookup: a look-up that helps the drafter, or the one model there is.
+    alone: the origin of tokens where nothing drafts. layout: where the verifier lives; None is one device.
     widths: tokens of the verifier passes that are compiled, see `passes`. catch_up: tokens of the pass by which a
     drafter reads what it has missed. Each of them is one more copy of a model in the program.
     """
@@ -42,12 +42,17 @@ class Plan(NamedTuple):
     catch_up: int = 8
 
     @property
+    def longest(self) -> int:
+        """Longest draft; 0 where nothing drafts."""
+        return self.k_max if self.drafter or self.lookup else 0
+
+    @property
     def passes(self) -> tuple[int, ...]:
-        """Tokens of the verifier passes, ascending, from 1 to k_max + 1: `widths`, or those two where it is empty.
+        """Tokens of the verifier passes, ascending, from 1 to `longest` + 1: `widths`, or those two where it is empty.
 
         A round takes the narrowest that holds its longest draft. On accelerators all of them take about as long.
         """
-        if self.drafter is None or not self.k_max:
+        if not self.longest:
             return (1,)
         widths = self.widths or (1, self.k_max + 1)
         assert widths[0] == 1 and widths[-1] == self.k_max + 1 and list(widths) == sorted(set(widths)), widths

@@ -7,11 +7,11 @@ from jax import lax
 
 from cascades import cache as caches
 from cascades.decoding.control import run_if
-from cascades.decoding.draft import Draft, draft, no_drafts, window
-from cascades.decoding.lookup import next_token
+from cascades.decoding.draft import Draft, draft, looked_up, no_drafts, window
+from cascades.decoding.lookup import find
 from cascades.decoding.plan import CHOICE, Plan
 from cascades.decoding.state import Finish, Info, Origin, State
-from cascades.distributions import Purpose, stream
+from cascades.distributions import Purpose, greedy, stream
 from cascades.lookahead import Verdict
 from cascades.speculation import Block, Coupling, Kept, Keys, conclude, keep, no_verdict
 from cascades.typing import Array, Bool, Cache, Int, Key, Params
@@ -21,23 +21,37 @@ def advance(plan: Plan, verifier_params: Params, drafter_params: Params, state: 
     """Runs one round for every running row.
 
     Args:
-      forced: where not negative, the draft length of every row in place of the lookahead's.
+      forced: where not negative, the draft length of every row in place of the lookahead's; the drafter drafts, if
+        there is one.
     """
-    k_max = plan.k_max if plan.drafter else 0
-    room = jnp.where(state.running, state.limit - state.length, 1)  # one of them is for the verifier's own token
-    keys, draft_keys = round_keys(state, k_max, plan.coupling)
-
-    drafts, drafter_cache = no_drafts(state, jnp.zeros_like(state.length)), None
+    keys, draft_keys = round_keys(state, plan.longest, plan.coupling)
+    drafts, drafter_cache = no_drafts(state, jnp.zeros_like(state.length)), state.drafter_cache
+    if plan.drafter or plan.lookup:
+        state, drafts = _proposed(plan, state, drafts, forced)
     if plan.drafter:
-        guide, length = plan.lookahead.propose(state.lookahead)
-        length = jnp.where(forced >= 0, forced, length)
-        length = jnp.where(state.running, jnp.clip(length, 0, jnp.minimum(room - 1, k_max)), 0).astype(jnp.int32)
-        state = state._replace(lookahead=guide)
-        drafts, drafter_cache, guide = draft(plan, drafter_params, state, length, draft_keys, forced >= 0)
+        drafts, drafter_cache, guide = draft(plan, drafter_params, state, drafts, draft_keys, forced >= 0)
         state = state._replace(lookahead=guide)
 
     drafts, block, verifier_cache, partial = _verify(plan, verifier_params, state, drafts, keys)
     return _emit(plan, state, drafts, block, partial, verifier_cache, drafter_cache)
+
+
+def _proposed(plan: Plan, state: State, drafts: Draft, forced: Int[Array, ""]) -> tuple[State, Draft]:
+    """Asks the lookahead what to draft, and looks it up: the drafts that were found, and how many are left to draft."""
+    matched, continuation = jnp.zeros_like(state.length), None
+    if plan.lookup:
+        continuation = find(plan.lookup, state.tokens, state.length, plan.k_max)
+        matched = continuation.matched
+    guide, length, found = plan.lookahead.propose(state.lookahead, matched)
+    length = jnp.where(forced >= 0, forced, length)
+    found = jnp.where(forced >= 0, 0 if plan.drafter else forced, jnp.where(matched > 0, found, 0))
+    room = jnp.minimum(state.limit - state.length - 1, plan.k_max)  # one is left for the verifier's own token
+    length, found = (jnp.where(state.running, jnp.clip(x, 0, room), 0).astype(jnp.int32) for x in (length, found))
+    if continuation:
+        drafts = looked_up(drafts._replace(length=length if plan.drafter else found), continuation, found)
+    else:
+        drafts = drafts._replace(length=length)
+    return state._replace(lookahead=guide), drafts
 
 
 def round_keys(state: State, k_max: int, coupling: Coupling) -> tuple[Keys, Key[Array, "b m"]]:
@@ -131,7 +145,7 @@ def verifier_pass(
         kept = keep(
             drafts.tokens[:, : width - 1],
             drafts.length,
-            drafts.logits,
+            drafts.logits if plan.drafter else None,
             output.logits[:, :, : plan.vocab_size],
             Keys(keys.accept[:, : width - 1], keys.token[:, :width]),
             plan.rules,
@@ -139,6 +153,7 @@ def verifier_pass(
             state.alpha,
             state.sampling,
             plan.coupling,
+            drafts.matched[:, : width - 1] > 0 if plan.lookup else None,
         )
         missing = (0, 0), (0, k_max + 1 - width)
         names = "lossless", "expected", "defer", "log_p"
@@ -150,13 +165,11 @@ def verifier_pass(
 
 
 def verdict(plan: Plan, state: State, drafts: Draft, keys: Keys, kept: Kept) -> Block:
-    """Draws the token behind the drafts that were kept: by the rule, or of the one model there is."""
+    """Draws the token behind the drafts that were kept."""
     with jax.named_scope(CHOICE):
-        if plan.lookup and plan.drafter is None:
-            kept = kept._replace(p_end=next_token(plan.lookup, state.tokens, state.length, kept.p_end))
-        logits, bonus = (drafts.logits, plan.bonus) if plan.drafter else (None, "verifier")
         given = plan.rules, choice(plan, state), state.alpha, state.sampling, plan.coupling
-        return conclude(kept, drafts.length, logits, keys, *given, bonus, drafts.scored)
+        logits, found = drafts.logits if plan.drafter else None, drafts.matched > 0 if plan.lookup else None
+        return conclude(kept, drafts.tokens, drafts.length, logits, keys, *given, plan.bonus, drafts.scored, found)
 
 
 def _emit(
@@ -190,10 +203,11 @@ def _emit(
     decided = state.running[:, None] & (column <= block.accepted[:, None]) & (column < drafts.length[:, None])
     decided &= emitted[:, :-1]
     count, guide = new.length - state.length, state.lookahead
-    if plan.drafter:
+    if plan.drafter or plan.lookup:
         kept = jnp.minimum(block.accepted, count)
-        seen = Verdict(drafts.steps, drafts.length, kept, block.expected, decided, drafts.top)
-        guide = _where(state.running, plan.lookahead.update(guide, seen), guide)
+        counted = jnp.ones_like(state.running) if plan.coupling == "gumbel" else greedy(state.sampling)
+        seen = drafts.steps, drafts.length, kept, block.expected, decided, drafts.top, drafts.matched, counted
+        guide = _where(state.running, plan.lookahead.update(guide, Verdict(*seen)), guide)
     return new._replace(
         verifier_cache=verifier_cache,
         drafter_cache=drafter_cache,
@@ -210,7 +224,9 @@ def _spoken(plan: Plan, drafts: Draft, block: Block) -> tuple[Int[Array, "b m"],
     room = (0, 0), (0, 1)
     tokens = jnp.where(drafted, jnp.pad(drafts.tokens, room), block.token[:, None])
     whole = drafts.length == block.accepted
-    behind = jnp.where(whole, int(Origin.BONUS), int(Origin.CORRECTION)) if plan.drafter else int(plan.alone)
+    behind = (
+        jnp.where(whole, int(Origin.BONUS), int(Origin.CORRECTION)) if plan.drafter or plan.lookup else int(plan.alone)
+    )
     kept = jnp.where(jnp.pad(block.lossless, room), int(Origin.DRAFT), int(Origin.RULE))
     origins = jnp.where(drafted, kept, jnp.broadcast_to(behind, block.token.shape)[:, None])
     return tokens, origins
@@ -265,7 +281,7 @@ def _count(state: State, drafts: Draft, block: Block, decided, emitted, count) -
     accepted = jnp.where(running, jnp.minimum(block.accepted, count), 0)
     rejected = running & ~cut_short & (block.accepted < drafts.length)
     one = running.astype(jnp.int32)
-    kept = column[:, :k_max] < accepted[:, None]
+    kept, found = column[:, :k_max] < accepted[:, None], drafts.matched > 0
     index = jnp.minimum(column, block.accepted[:, None])
     last = jnp.where(column == block.accepted[:, None], k_max, index)  # the token behind the drafts is stored last
     log_p = jnp.take_along_axis(block.log_p, last, axis=1)
@@ -276,6 +292,8 @@ def _count(state: State, drafts: Draft, block: Block, decided, emitted, count) -
         drafted=info.drafted + drafted,
         accepted=info.accepted + accepted,
         rejected=info.rejected + rejected.astype(jnp.int32),
+        found=info.found + jnp.sum(found & (column[:, :k_max] < drafted[:, None]), axis=1).astype(jnp.int32),
+        found_kept=info.found_kept + jnp.sum(found & kept, axis=1).astype(jnp.int32),
         by_rule=info.by_rule + jnp.sum(kept & ~block.lossless, axis=1).astype(jnp.int32),
         deferred=info.deferred + jnp.sum(jnp.where(decided, block.defer, 0.0), axis=1),
         decided=info.decided + jnp.sum(decided, axis=1).astype(jnp.int32),

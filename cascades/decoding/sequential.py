@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from cascades.decoding.draft import Said, catch_up
-from cascades.decoding.lookup import next_token
 from cascades.decoding.plan import Plan
 from cascades.decoding.round import append, choice
 from cascades.decoding.state import Origin, State
@@ -46,8 +45,6 @@ def advance_sequential(
     (q_logits, _), drafter_cache = catch_up(plan.drafter, drafter_params, state, asked, said, cache, width=1)
     silent = state.silent | (asked & ~jnp.isfinite(log_normalizer(q_logits)))
     q_logits = jnp.where(silent[:, None], 0.0, q_logits)
-    if plan.lookup:
-        q_logits = next_token(plan.lookup, state.tokens, state.length, q_logits)
     q_raw, q = softmax(q_logits), scaled(q_logits, state.sampling)
     pair = Pair(q_raw, q_raw, q, q)
     share = by_rule(plan.rules, choice(plan, state), lambda rule: rule(pair, state.alpha).defer)

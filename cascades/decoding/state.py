@@ -63,7 +63,8 @@ class Info(NamedTuple):
 
     rounds: rounds that the row took part in. verifier_calls: verifier passes. drafter_steps: drafter passes of one
     token. drafted, accepted, rejected: draft tokens that were verified, kept, and replaced (at most one a round);
-    drafts behind an end-of-sequence token do not count. by_rule: accepted only because of the rule. deferred: float,
+    drafts behind an end-of-sequence token do not count. found, found_kept: those of `drafted` and `accepted` that a
+    look-up drafted. by_rule: accepted only because of the rule. deferred: float,
     the rule's share for the verifier, summed over decided positions; decided: their number. log_p: float, the
     verifier's (alone: the model's own) raw log-probability of the emitted text. histogram: `[b, k_max + 1]`, rounds by
     number of accepted drafts. drafted_at, accepted_at: `[b, k_max]`, the same by position in the draft. drafter_nan: 1
@@ -76,6 +77,8 @@ class Info(NamedTuple):
     drafted: Int[Array, " b"]
     accepted: Int[Array, " b"]
     rejected: Int[Array, " b"]
+    found: Int[Array, " b"]
+    found_kept: Int[Array, " b"]
     by_rule: Int[Array, " b"]
     deferred: Float[Array, " b"]
     decided: Int[Array, " b"]
@@ -141,6 +144,5 @@ def empty_info(batch: int, k_max: int) -> Info:
     """Returns zeros."""
     row, wide = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, k_max), jnp.int32)
     real = jnp.zeros((batch,), jnp.float32)
-    return Info(
-        row, row, row, row, row, row, row, real, row, real, jnp.zeros((batch, k_max + 1), jnp.int32), wide, wide, row
-    )
+    histogram = jnp.zeros((batch, k_max + 1), jnp.int32)
+    return Info(*[row] * 9, real, row, real, histogram, wide, wide, row)

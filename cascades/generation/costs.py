@@ -19,7 +19,7 @@ def programs_for(engine: Engine, shapes: Shapes, ids: tuple[int, ...]) -> Compil
     fresh = shapes not in engine.compiled
     compiled = engines.compile_for(engine, shapes, len(ids))
     plan = engine.programs.plan
-    if fresh and plan.drafter and plan.lookahead.timed and not engine.settings.costs:
+    if fresh and plan.longest and plan.lookahead.timed and not engine.settings.costs:
         began = time.perf_counter()
         request = engines.row(engine, engines.prompt_width(engine, len(ids), shapes.slots), ids, shapes.slots)
         compiled.costs = measure_costs(engine, compiled, request)

@@ -79,8 +79,13 @@ def build(pair: LoadedPair, settings: Settings) -> Engine:
     Raises:
       UserError: the method needs a drafter and the pair has none, or the models cannot hold the context.
     """
-    if settings.needs_drafter and pair.drafter is None:
-        raise UserError(f"METHOD='{settings.method}' needs a drafter: set DRAFTER, or METHOD='verifier_only'")
+    speculative = settings.method == "speculative"
+    if settings.needs_drafter and pair.drafter is None and not (speculative and pair.lookup):
+        raise UserError(
+            f"METHOD='{settings.method}' needs a drafter: set DRAFTER, or METHOD='verifier_only'"
+            if pair.lookup is None
+            else f"METHOD='{settings.method}' asks a model, and a look-up is none: set DRAFTER, or METHOD='speculative'"
+        )
     alone = settings.method in ("verifier_only", "drafter_only", "sequence_cascade")
     verifier = pair.verifier if settings.method == "verifier_only" or not alone else pair.drafter
     drafter = None if alone else pair.drafter
@@ -103,8 +108,8 @@ def build(pair: LoadedPair, settings: Settings) -> Engine:
         bonus="target" if oracle else settings.bonus,  # pyright: ignore[reportArgumentType]
         alone=Origin.VERIFIER if settings.method == "verifier_only" else Origin.DRAFTER,
         layout=verifier.layout,
-        widths=fine_widths(settings.k_max) if drafter and not oracle and _narrow_pays(verifier) else (),
-        lookup=pair.drafter.lookup if pair.drafter and settings.method != "verifier_only" else None,
+        widths=fine_widths(settings.k_max) if not alone and not oracle and _narrow_pays(verifier) else (),
+        lookup=pair.lookup if speculative else None,
     )
     programs = compile_plan(plan, advance_sequential if settings.method == "token_cascade" else advance)
     context = min(language.model.context_length for language in holders(pair, settings.method))

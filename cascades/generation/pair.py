@@ -13,7 +13,6 @@ from cascades.decoding.lookup import LookUp, look_up
 from cascades.generation.placement import default_dtype
 from cascades.generation.specs import ModelSpec, PairSpec
 from cascades.models import build, logical_axes, pairing
-from cascades.models.uniform import uniform
 from cascades.sharding import Layout
 from cascades.tokenizers import Tokenizer
 from cascades.typing import Model, Params
@@ -24,7 +23,6 @@ class LoadedModel(NamedTuple):
 
     with_features: makes the same model with caches that keep the features a drafter reads; None where there is no such
     model.
-    lookup: of a drafter that looks up what it drafts.
     """
 
     name: str
@@ -33,14 +31,20 @@ class LoadedModel(NamedTuple):
     tokenizer: Tokenizer
     layout: Layout | None = None
     with_features: Callable[[], Model] | None = None
-    lookup: LookUp | None = None
 
 
 class LoadedPair(NamedTuple):
-    """What decodes: `drafter` is None where the method needs none."""
+    """What decodes: `drafter` is None where the method needs none, or `lookup` drafts alone."""
 
     verifier: LoadedModel
     drafter: LoadedModel | None
+    lookup: LookUp | None = None
+
+    @property
+    def drafts(self) -> str:
+        """What drafts, for people."""
+        named = [f"ngram://{self.lookup.order}"] if self.lookup else []
+        return "+".join((*named, self.drafter.name) if self.drafter else named)
 
 
 def load_pair(spec: PairSpec, *, chat_template: str | None = None) -> LoadedPair:
@@ -64,9 +68,7 @@ def load_pair(spec: PairSpec, *, chat_template: str | None = None) -> LoadedPair
         return LoadedPair(large, None)
     if uri is None:
         assert order is not None
-        model = uniform(large.model.vocab_size, large.model.context_length)
-        lookup = look_up(order, alone=True)
-        return LoadedPair(large, LoadedModel(str(drafter.uri), model, {}, large.tokenizer, lookup=lookup))
+        return LoadedPair(large, None, look_up(order))
     source = dataclasses.replace(drafter, uri=uri)
     if dataclasses.replace(source, strategy=verifier.strategy) == verifier and place == drafter_place:
         small = large
@@ -77,9 +79,7 @@ def load_pair(spec: PairSpec, *, chat_template: str | None = None) -> LoadedPair
     pairing.check_starts(large.model, small.model, (large.name, small.name))
     if small.model.feature_width is not None:
         large = _with_features(large, small)
-    if order is not None:
-        small = small._replace(name=str(drafter.uri), lookup=look_up(order))
-    return LoadedPair(large, small)
+    return LoadedPair(large, small, None if order is None else look_up(order, alone=False))
 
 
 def shared_vocabulary(pair: LoadedPair) -> int:

@@ -1,7 +1,6 @@
 """How text is decoded, checked before anything is loaded or compiled."""
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -110,7 +109,7 @@ class Settings:
     @property
     def plain_rule(self) -> Callable:
         """The rule itself, which gin wraps."""
-        return _plain(self.rule)
+        return rules.plain(self.rule)
 
     @property
     def rule_names(self) -> tuple[str, ...]:
@@ -133,7 +132,7 @@ class Settings:
                 "MORE_RULES takes more of them"
             )
         place = 0 if rule is None else names.index(rule)
-        low, high = rules.ALPHA_RANGE.get(_plain((self.rule, *self.more_rules)[place]), (-math.inf, math.inf))
+        low, high = rules.ALPHA_RANGE.get(rules.plain((self.rule, *self.more_rules)[place]), (-math.inf, math.inf))
         name = names[place]
         if self.method == "sequence_cascade":
             low, high, name = 0.0, math.inf, "a sequence cascade"
@@ -147,10 +146,6 @@ class Settings:
 
 def _names() -> str:
     return ", ".join(rules.__all__)
-
-
-def _plain(rule: Callable) -> Callable:
-    return inspect.unwrap(rule, stop=lambda function: function in rules.ALPHA_RANGE)
 
 
 def _rule(knob: str, rule) -> None:

@@ -28,9 +28,11 @@ class Drafted(NamedTuple):
 class Verdict(NamedTuple):
     """What the verifier said of a round.
 
-    steps: int32 `[b]`, drafter steps that the round took. drafted: those whose token joined the block. accepted: those
-    kept. expected: `[b, k]`, 1 - D_TV(pi, q) per position, of a greedy row that of temperature 1. decided: `[b, k]`,
-    positions up to and including the first rejection. top: `[b, k]`, the drafter's max raw probability there.
+    steps: int32 `[b]`, drafter steps that the round took. drafted: drafts that joined the block. accepted: those kept.
+    expected: `[b, k]`, 1 - D_TV(pi, q) per position, of a greedy row that of temperature 1. decided: `[b, k]`,
+    positions up to and including the first rejection. top: `[b, k]`, the drafter's max raw probability there. matched:
+    int32 `[b, k]`, where a look-up drafted, how many tokens before that draft had occurred before; else 0. counted:
+    `[b]`, rows of which the bare outcomes tell more than what was expected, which is not their own chance: greedy ones.
     """
 
     steps: Int[Array, " b"]
@@ -39,6 +41,8 @@ class Verdict(NamedTuple):
     expected: Float[Array, "b k"]
     decided: Bool[Array, "b k"]
     top: Float[Array, "b k"]
+    matched: Int[Array, "b k"]
+    counted: Bool[Array, " b"]
 
 
 class Costs(NamedTuple):
@@ -61,7 +65,9 @@ class DraftLength(NamedTuple):
     """A controller of the draft length. Its state is any tree of arrays.
 
     init: `(batch, costs) -> state`, every leaf with a leading axis b.
-    propose: `state -> (state, k)`, the most tokens to draft this round, `[b]`.
+    propose: `(state, matched) -> (state, k, found)`, what to draft this round, `[b]` each: at most `found` tokens that
+      a look-up found at once, `matched` `[b]` being how many tokens matched, 0 where it found nothing; of a row that
+      drafts none of these at most k tokens of the drafter.
     step: `(state, Drafted) -> (state, keep, more)`: whether the token joins the block, and whether to draft another.
       It is asked before the token is drawn. To keep a token or not by which one it is would change the law of what is
       emitted there: a drafter that says two tokens evenly, and of which one alone is kept, would never say the other.
@@ -73,7 +79,7 @@ class DraftLength(NamedTuple):
     """
 
     init: Callable[[int, Costs], Any]
-    propose: Callable[[Any], tuple[Any, Int[Array, " b"]]]
+    propose: Callable[[Any, Int[Array, " b"]], tuple[Any, Int[Array, " b"], Int[Array, " b"]]]
     step: Callable[[Any, Drafted], tuple[Any, Bool[Array, " b"], Bool[Array, " b"]]]
     update: Callable[[Any, Verdict], Any]
     drawn: Callable[[Any, Drafted, Float[Array, " b"]], tuple[Any, Bool[Array, " b"]]] = whatever_is_drawn

@@ -18,7 +18,11 @@ from cascades.typing import Array, Bool, Float, Int
 
 _EDGES = (0.15, 0.3, 0.45, 0.6, 0.7, 0.8, 0.88, 0.94, 0.975, 0.99, 0.997)  # finer where drafts are mostly right
 _MIDDLES = tuple((a + b) / 2 for a, b in zip((0.0, *_EDGES), (*_EDGES, 1.0), strict=True))
+_MATCHED = (2, 3, 4, 6, 9, 14)  # tokens that a look-up matched: one, two, three, four or five, …
+_FOUND = (0.3, 0.5, 0.57, 0.65, 0.77, 0.85, 0.9)  # how often it was right in answers of SmolLM2-135M
+_MODEL, _LOOKUP = slice(0, len(_MIDDLES)), slice(len(_MIDDLES), None)  # of the tables: who drafted
 _HOPE = 0.8  # acceptance before anything is known: high enough to try wherever drafting can pay at all
+_DOUBT = 16.0  # judged drafts that outcomes must outweigh before they are believed over what was expected
 _MEMORY_OF_SPEED = 0.95
 _PROBING = 0.02  # most of the time that probes may cost where drafting does not pay
 
@@ -35,26 +39,29 @@ class Tuning(NamedTuple):
 class Guided(NamedTuple):
     """State of `verifier_guided`, all `[b]` but the tables.
 
-    hits, tries: `[b, bins]`, decayed acceptance and number of judged drafts, by the drafter's confidence.
-    kept, judged: the same over all confidences, decayed together. right: the drafts that were in fact accepted.
-    tokens, time: decayed tokens emitted and time spent in rounds that drafted; a round without a draft takes 1.
+    right, liked, tries: `[b, bins]`, decayed drafts that were accepted, that were expected to be, and that were judged,
+    by the drafter's confidence and behind that by how many tokens a look-up had matched.
+    kept, hoped, judged: the same of the drafter's, over all confidences, decayed together.
+    firsts: `[b, bins]`, decayed, how sure the drafter was of the first token of a round.
+    tokens, time: decayed tokens emitted and time spent in the last rounds; a round without a draft takes 1.
     idle: rounds since the last draft. wait: rounds to stay idle before the next probe. rare: by how much the costs
-    stretch them. pays: this round drafts because it should pay. probing: it drafts to find out. survival: probability
-    that the block drafted so far is accepted whole (this round).
+    stretch them. probing: this round drafts one token to find out. survival: probability that the block drafted so far
+    is accepted whole (this round).
     draft, verify: `[b]`, `[b, k_max + 1]`, see `Costs`.
     """
 
-    hits: Float[Array, "b bins"]
+    right: Float[Array, "b bins"]
+    liked: Float[Array, "b bins"]
     tries: Float[Array, "b bins"]
     kept: Float[Array, " b"]
+    hoped: Float[Array, " b"]
     judged: Float[Array, " b"]
-    right: Float[Array, " b"]
+    firsts: Float[Array, "b bins"]
     tokens: Float[Array, " b"]
     time: Float[Array, " b"]
     idle: Int[Array, " b"]
     wait: Int[Array, " b"]
     rare: Float[Array, " b"]
-    pays: Bool[Array, " b"]
     probing: Bool[Array, " b"]
     survival: Float[Array, " b"]
     draft: Float[Array, " b"]
@@ -64,17 +71,26 @@ class Guided(NamedTuple):
 def verifier_guided(
     memory: float | Any = 0.97, prior: float | Any = 2.0, patience: int | Any = 8, longest_wait: int | Any = 64
 ) -> DraftLength:
-    """Drafts as long as the verifier's past verdicts say that it pays (this project's own).
+    """Drafts as long as the verifier's past verdicts say that it pays, by look-up or by model (this project's own).
 
-    After a round the verifier's expected acceptance a = 1 - D_TV(pi, q) of every position it judged is known
-    exactly. It is averaged, decayed, over all positions (A) and by how confident the drafter was (a(confidence)). Of
-    greedy rows it is that of temperature 1, which tells after a few drafts what 0s and 1s tell after many.
+    After a round the verifier's expected acceptance 1 - D_TV(pi, q) of every position it judged is known exactly, and
+    whether the draft was accepted. A sampled row goes by what was expected. A greedy one goes by what happened, of
+    which what was expected (at temperature 1) tells in advance: it is scaled by how many drafts were accepted over how
+    many should have been. So come, decayed,
 
-      rho = max(1, max_k (1 + A + … + A^k) / (k c + v_k), tokens per unit of time in the last rounds that drafted)
+      A, the acceptance of the drafter's tokens; a(confidence), the same by how sure the drafter was;
+      l(m), the acceptance of a token that a look-up found behind m tokens that matched.
 
-    is what a unit of time is worth; A and a(confidence) are scaled down where less was in fact accepted. A round
-    drafts iff one of the last two is at least 1. While drafting, with
-    S = prod a(confidence) the chance that the block of i drafts stands, going on to n drafts is worth
+    A unit of time is worth rho = max(1, max_k (1 + A + … + A^k) / (k c + v_k), tokens per unit of time of late). What a
+    block gains over none is its tokens less rho times its time, so that a round looks at
+
+      n tokens that were found:  l(m) + l(m) l(m + 1) + …  -  rho (v_n - v_0)
+      a look at the drafter:     mean over its first confidences of
+                                   max(0, max_n a(confidence) (1 + A + … + A^(n - 1)) - rho (v_n - v_0 + (n - 1) c))
+                                 less rho c
+
+    and takes the larger for the n that makes it largest, or drafts nothing if neither is positive. While the drafter
+    drafts, with S = prod a(confidence) the chance that the block of i drafts stands, going on to n drafts is worth
 
       S (1 + A + … + A^(n - i)) - rho (v_n - v_(i - 1) + (n - i) c)
 
@@ -84,33 +100,30 @@ def verifier_guided(
     it. Where a try that fails costs more than 2% of `patience` rounds, they wait longer by as much.
 
     For example, of a drafter with c = 0.2 and a verifier whose passes all take 1, and at most 4 drafts: at first
-    A = 0.8, so that rho = (1 + 0.8 + … + 0.8^4) / (4 c + 1) = 1.868, and the round drafts. Of a drafter that is sure
-    by 0.5 of its first token, a = A = 0.8 too: a block of it alone is worth 0.8, one of 4 drafts 0.8 (1 + 0.8 + … +
-    0.8^3) - 1.868 * 3 c = 1.241, so another is drafted. All 4 are; the verifier rejects the first, of which it expected
-    0.1. Then A = (0.97 * 1.6 + 0.1) / (0.97 * 2 + 1) = 0.562 and rho = (1 + A + A^2) / (2 c + 1) = 1.341;
-    a(0.5) = (0.1 + 2 A) / (1 + 2) = 0.408, and a block of one such token is worth more than one of 2, 0.408 (1 + A) -
-    1.341 c = 0.369. The next round drafts it and no other.
+    A = 0.8, so that rho = (1 + 0.8 + … + 0.8^4) / (4 c + 1) = 1.868, and a look is worth 0.8 (1 + 0.8 + 0.8^2 + 0.8^3)
+    - 1.868 * 4 c = 0.867: the drafter is asked. If it is sure by 0.5 of its first token, a = A = 0.8 too: a block of it
+    alone is worth 0.8, one of 4 drafts 0.8 (1 + 0.8 + … + 0.8^3) - 1.868 * 3 c = 1.241, so another is drafted. All 4
+    are; the verifier rejects the first, of which it expected 0.1. Then 0.1 was expected of one draft, and none of it
+    came: A = (1.552 + 16) / (1.652 + 16) * (0.97 * 1.6 + 0.1) / (0.97 * 2 + 1) = 0.562.
 
     >>> from cascades.lookahead import given_costs
     >>> controller = verifier_guided()
+    >>> nothing = jnp.zeros((1,), jnp.int32)  # that a look-up matched
     >>> first = Drafted(jnp.int32(0), jnp.float32([0.5]), jnp.asarray([True]))
-    >>> state, _ = controller.propose(controller.init(1, given_costs(4, 0.2)))
+    >>> state, *_ = controller.propose(controller.init(1, given_costs(4, 0.2)), nothing)
     >>> _, keep, more = controller.step(state, first)
     >>> bool(keep[0]), bool(more[0])
     (True, True)
     >>> seen = {"expected": jnp.float32([[0.1, 0, 0, 0]]), "top": jnp.full((1, 4), 0.5, jnp.float32)}
+    >>> told = seen | {"matched": jnp.zeros((1, 4), jnp.int32), "counted": jnp.asarray([True])}
     >>> taken = {"steps": jnp.int32([4]), "drafted": jnp.int32([4]), "accepted": jnp.int32([0])}
-    >>> state = controller.update(state, Verdict(**taken, **seen, decided=jnp.asarray([[True, False, False, False]])))
-    >>> print(f"{state.kept[0] / state.judged[0]:.3f}")
+    >>> state = controller.update(state, Verdict(**taken, **told, decided=jnp.asarray([[True, False, False, False]])))
+    >>> print(f"{average(state)[0]:.3f}")
     0.562
-    >>> state, _ = controller.propose(state)
-    >>> state, keep, more = controller.step(state, first)
-    >>> bool(keep[0]), bool(more[0]), f"{state.survival[0]:.3f}"
-    (True, False, '0.408')
 
     Args:
-      memory: decay of the averages per judged draft, from 0 to 1. prior: weight of the prior of a(confidence), in
-        drafts, from 0.001 to 1000; it is the confidence itself, or A if that is more.
+      memory: decay of the averages per judged draft, from 0 to 1. prior: weight of the prior of a(confidence) and l(m),
+        in drafts, from 0.001 to 1000.
       patience, longest_wait: rounds between probes, from 1.
 
     Raises:
@@ -123,7 +136,7 @@ def verifier_guided(
     tuning = Tuning(float(memory), float(prior), patience, longest_wait)
     return DraftLength(
         init=Bound(_init, tuning),
-        propose=_propose,
+        propose=Bound(_propose, tuning),
         step=Bound(_step, tuning),
         update=Bound(_update, tuning),
         timed=True,
@@ -131,24 +144,30 @@ def verifier_guided(
     )
 
 
+def average(state: Guided) -> Float[Array, " b"]:
+    """A: the acceptance of the drafter's tokens, whatever its confidence."""
+    return jnp.minimum(_scale(state.kept, state.hoped) * state.hoped / state.judged, 1.0)
+
+
 def _init(tuning: Tuning, batch: int, costs: Costs) -> Guided:
     # A probe in vain takes c + v_1 for the one token that a round without it gives in a time of 1.
     lost = costs.draft + jnp.take(costs.verify, 1, mode="clip") - 1.0
     rare = jnp.maximum(lost / (_PROBING * tuning.patience), 1.0)
-    nothing = jnp.zeros((batch, len(_MIDDLES)), jnp.float32)
+    nothing = jnp.zeros((batch, len(_MIDDLES) + len(_FOUND)), jnp.float32)
     row = jnp.ones((batch,), jnp.float32)
     return Guided(
-        hits=nothing,
+        right=nothing,
+        liked=nothing,
         tries=nothing,
         kept=tuning.prior * _HOPE * row,
+        hoped=tuning.prior * _HOPE * row,
         judged=tuning.prior * row,
-        right=tuning.prior * _HOPE * row,
+        firsts=nothing[:, _MODEL],
         tokens=0.99 * row,
         time=row,
         idle=jnp.zeros((batch,), jnp.int32),
         wait=(tuning.patience * rare * row).astype(jnp.int32),
         rare=rare * row,
-        pays=jnp.zeros((batch,), bool),
         probing=jnp.zeros((batch,), bool),
         survival=row,
         draft=row * costs.draft,
@@ -156,22 +175,53 @@ def _init(tuning: Tuning, batch: int, costs: Costs) -> Guided:
     )
 
 
-def _propose(state: Guided) -> tuple[Guided, Int[Array, " b"]]:
-    pays = _speed(state) >= 1
+def _propose(
+    tuning: Tuning, state: Guided, matched: Int[Array, " b"]
+) -> tuple[Guided, Int[Array, " b"], Int[Array, " b"]]:
+    rate, mean, speed = _rates(tuning, state), average(state), _speed(state)
+    found, count = _found(state, rate, speed, matched)
+    look = _look(tuning, state, rate[:, _MODEL], mean, speed)
+    pays = jnp.maximum(found, look) > 0
     probing = ~pays & (state.idle >= state.wait)
-    state = state._replace(survival=jnp.ones_like(state.survival), pays=pays, probing=probing)
-    return state, jnp.where(pays, UNLIMITED, jnp.where(probing, 1, 0)).astype(jnp.int32)
+    by_lookup = (matched > 0) & (found >= look)
+    most = jnp.where(pays, UNLIMITED, jnp.where(probing, 1, 0)).astype(jnp.int32)
+    state = state._replace(survival=jnp.ones_like(state.survival), probing=probing)
+    return state, jnp.where(by_lookup, 0, most), jnp.where(by_lookup, jnp.minimum(most, count), 0)
+
+
+def _found(
+    state: Guided, rate: Float[Array, "b bins"], speed: Float[Array, " b"], matched: Int[Array, " b"]
+) -> tuple[Float[Array, " b"], Int[Array, " b"]]:
+    """Returns what the best number of found tokens gains, and that number, from 1."""
+    k_max = state.verify.shape[1] - 1
+    ahead = jnp.arange(k_max, dtype=jnp.int32)[None, :]
+    each = jnp.take_along_axis(rate[:, _LOOKUP], _bin(_MATCHED, matched[:, None] + ahead), axis=1)
+    tokens = _running_sum(jnp.exp(_running_sum(jnp.log(jnp.maximum(each, 1e-6)))))
+    gain = tokens - speed[:, None] * (state.verify[:, 1:] - state.verify[:, :1])
+    best = jnp.max(gain, axis=1, initial=-jnp.inf)
+    count = jnp.max(jnp.where(gain == best[:, None], ahead + 1, 1), axis=1, initial=1)
+    return jnp.where(matched > 0, best, -jnp.inf), count.astype(jnp.int32)
+
+
+def _look(
+    tuning: Tuning, state: Guided, rate: Float[Array, "b bins"], mean: Float[Array, " b"], speed: Float[Array, " b"]
+) -> Float[Array, " b"]:
+    """Returns what it gains to ask the drafter for a token, and for more where its confidence then says so."""
+    count = jnp.arange(state.verify.shape[1] - 1, dtype=jnp.float32)[None, :]
+    tokens = _running_sum(mean[:, None] ** count)
+    time = state.verify[:, 1:] - state.verify[:, :1] + count * state.draft[:, None]
+    chance = jnp.concatenate([rate, mean[:, None]], axis=1)  # the last for a confidence that is not yet known
+    gain = chance[:, :, None] * tokens[:, None, :] - speed[:, None, None] * time[:, None, :]
+    gain = jnp.maximum(jnp.max(gain, axis=2, initial=-jnp.inf), 0.0)
+    weight = jnp.concatenate([state.firsts, jnp.full_like(mean[:, None], tuning.prior)], axis=1)
+    return jnp.sum(weight * gain, axis=1) / jnp.sum(weight, axis=1) - speed * state.draft
 
 
 def _step(tuning: Tuning, state: Guided, drafted: Drafted) -> tuple[Guided, Bool[Array, " b"], Bool[Array, " b"]]:
     """Weighs a block that ends here, at each later place, and before here."""
-    trust = _trust(state)
-    mean = trust * state.kept / state.judged
-    # What is known of a confidence is little at first: the better of it and of the mean, or it is never tried.
-    hope = tuning.prior * jnp.maximum(jnp.asarray(_MIDDLES, jnp.float32)[None, :], mean[:, None])
-    rate = (trust[:, None] * state.hits + hope) / (state.tries + tuning.prior)
-    survival = state.survival * _lookup(rate, _bin(drafted.top))
-    speed = jnp.maximum(_speed(state), 1.0)[:, None]
+    mean, rate = average(state), _rates(tuning, state)
+    survival = state.survival * _lookup(rate, _bin(_EDGES, drafted.top))
+    speed = _speed(state)[:, None]
     ahead = jnp.arange(state.verify.shape[1], dtype=jnp.int32)[None, :] - (drafted.index + 1)
     # Sums over 0 .. ahead of powers of the mean, without dividing by 1 - mean.
     powers = jnp.where(ahead >= 0, mean[:, None] ** jnp.maximum(ahead, 0).astype(jnp.float32), 0.0)
@@ -187,53 +237,80 @@ def _step(tuning: Tuning, state: Guided, drafted: Drafted) -> tuple[Guided, Bool
 
 def _update(tuning: Tuning, state: Guided, verdict: Verdict) -> Guided:
     """Adds a round's verdict to the averages, and says when to probe next."""
-    bins = _bin(verdict.top)[..., None] == jnp.arange(len(_MIDDLES), dtype=jnp.int32)[None, None, :]
+    confidence, matched = _bin(_EDGES, verdict.top), _bin(_MATCHED, verdict.matched)
+    of_model = verdict.matched == 0
+    place = jnp.where(of_model, confidence, len(_MIDDLES) + matched)
+    bins = place[..., None] == jnp.arange(state.tries.shape[1], dtype=jnp.int32)[None, None, :]
     weight = (bins & verdict.decided[..., None]).astype(jnp.float32)
+    column = jnp.arange(verdict.top.shape[1], dtype=jnp.int32)[None, :]
+    liked = jnp.where(verdict.decided, verdict.expected, 0.0)
+    outcome = (verdict.decided & (column < verdict.accepted[:, None])).astype(jnp.float32)
+    right = jnp.where(verdict.counted[:, None], outcome, liked)
     judged = jnp.sum(weight, axis=(1, 2))
-    # The expected acceptance of what was judged: less noise than a count, and it tells a near miss from a far one.
-    liked = jnp.sum(jnp.where(verdict.decided, verdict.expected, 0.0), axis=1)
     # What is not seen fades slowly, so that a confidence once found bad is tried again.
-    decay, fade = tuning.memory ** (jnp.sum(weight, axis=1) + 0.05 * judged[:, None]), tuning.memory**judged
-    steps, accepted = verdict.steps.astype(jnp.float32), verdict.accepted.astype(jnp.float32)
-    tried = state.pays | state.probing
-    cost = _lookup(state.verify, verdict.drafted) + state.draft * steps
-    again = state.probing & (_best_fixed(state, _trust(state) * liked / jnp.maximum(judged, 1.0)) >= 1)
+    decay = tuning.memory ** (jnp.sum(weight, axis=1) + 0.05 * judged[:, None])
+    by_model = jnp.sum(weight[..., _MODEL], axis=(1, 2))
+    fade = tuning.memory**by_model
+    steps = verdict.steps.astype(jnp.float32)
+    looked = of_model[:, 0] & (verdict.steps > 0)
+    first = looked[:, None] & (confidence[:, :1] == jnp.arange(len(_MIDDLES), dtype=jnp.int32)[None, :])
+    spent = _lookup(state.verify, verdict.drafted) + state.draft * steps
+    drafted = (verdict.steps > 0) | (verdict.drafted > 0)
+    # A draft that the verifier liked is worth another look at once, whatever became of it.
+    chance = jnp.sum(liked, axis=1) / jnp.maximum(judged, 1.0)
+    again = state.probing & drafted & (_best_fixed(state, chance * _scale(state.kept, state.hoped)) >= 1)
     longest = (tuning.longest_wait * state.rare).astype(jnp.int32)
-    longer = jnp.where(state.probing, jnp.minimum(2 * state.wait, longest), state.wait)
-    wait = jnp.where(state.pays | again, (tuning.patience * state.rare).astype(jnp.int32), longer)
+    longer = jnp.where(state.probing & drafted, jnp.minimum(2 * state.wait, longest), state.wait)
+    wait = jnp.where((drafted & ~state.probing) | again, (tuning.patience * state.rare).astype(jnp.int32), longer)
     return state._replace(
-        hits=decay * state.hits + jnp.sum(weight * verdict.expected[..., None], axis=1),
+        right=decay * state.right + jnp.sum(weight * right[..., None], axis=1),
+        liked=decay * state.liked + jnp.sum(weight * liked[..., None], axis=1),
         tries=decay * state.tries + jnp.sum(weight, axis=1),
-        kept=fade * state.kept + liked,
-        judged=fade * state.judged + judged,
-        right=fade * state.right + accepted,
-        tokens=jnp.where(tried, _MEMORY_OF_SPEED * state.tokens + 1.0 + accepted, state.tokens),
-        time=jnp.where(tried, _MEMORY_OF_SPEED * state.time + cost, state.time),
-        idle=jnp.where(again, wait, jnp.where(tried, 0, state.idle + 1)),
+        kept=fade * state.kept + jnp.sum(jnp.where(of_model, right, 0.0), axis=1),
+        hoped=fade * state.hoped + jnp.sum(jnp.where(of_model, liked, 0.0), axis=1),
+        judged=fade * state.judged + by_model,
+        firsts=jnp.where(looked[:, None], tuning.memory * state.firsts, state.firsts) + first.astype(jnp.float32),
+        tokens=_MEMORY_OF_SPEED * state.tokens + 1.0 + verdict.accepted.astype(jnp.float32),
+        time=_MEMORY_OF_SPEED * state.time + spent,
+        idle=jnp.where(again, wait, jnp.where(drafted, 0, state.idle + 1)),
         wait=wait,
     )
+
+
+def _rates(tuning: Tuning, state: Guided) -> Float[Array, "b bins"]:
+    """The acceptance of each confidence and of each number of matched tokens."""
+    mean = average(state)[:, None]
+    # What is known of a confidence is little at first: the better of it and of the mean, or it is never tried.
+    of_model = jnp.maximum(jnp.asarray(_MIDDLES, jnp.float32)[None, :], mean)
+    of_lookup = jnp.broadcast_to(jnp.asarray(_FOUND, jnp.float32)[None, :], (mean.shape[0], len(_FOUND)))
+    prior = tuning.prior * jnp.concatenate([of_model, of_lookup], axis=1)
+    expected = (state.liked + prior) / (state.tries + tuning.prior)
+    by_model = _scale(state.kept, state.hoped)[:, None]
+    by_lookup = _scale(*(jnp.sum(each[:, _LOOKUP], axis=1) for each in (state.right, state.liked)))[:, None]
+    scale = jnp.concatenate([by_model + 0 * of_model, by_lookup + 0 * of_lookup], axis=1)
+    return (state.right + _DOUBT * jnp.minimum(scale * expected, 1.0)) / (state.tries + _DOUBT)
 
 
 def _best_fixed(state: Guided, mean: Float[Array, " b"]) -> Float[Array, " b"]:
     """Tokens per unit of time of the best fixed length from 1, if each draft is accepted with probability `mean`."""
     k = jnp.arange(state.verify.shape[1], dtype=jnp.float32)[None, :]
-    tokens = _running_sum(mean[:, None] ** k)
+    tokens = _running_sum(jnp.minimum(mean, 1.0)[:, None] ** k)
     return jnp.max((tokens / (k * state.draft[:, None] + state.verify))[:, 1:], axis=1, initial=0.0)
 
 
 def _speed(state: Guided) -> Float[Array, " b"]:
-    """Tokens per unit of time that drafting gives: by the average acceptance, or as it went if that is better."""
-    return jnp.maximum(_best_fixed(state, _trust(state) * state.kept / state.judged), state.tokens / state.time)
+    """rho: what a unit of time is worth, in tokens."""
+    return jnp.maximum(jnp.maximum(_best_fixed(state, average(state)), state.tokens / state.time), 1.0)
 
 
-def _trust(state: Guided) -> Float[Array, " b"]:
-    """At most 1: what was accepted, and a standard deviation above it, over what was expected."""
-    return jnp.minimum((state.right + 0.5 * jnp.sqrt(state.judged)) / state.kept, 1.0)
+def _scale(right: Float[Array, " b"], liked: Float[Array, " b"]) -> Float[Array, " b"]:
+    """What was accepted over what was expected to be."""
+    return (right + _DOUBT) / (liked + _DOUBT)
 
 
-def _bin(confidence: Float[Array, "*b"]) -> Int[Array, "*b"]:
-    edges = jnp.asarray(_EDGES, jnp.float32)
-    return jnp.searchsorted(edges, confidence, side="right", method="compare_all").astype(jnp.int32)
+def _bin(edges: tuple[float | int, ...], value: Array) -> Int[Array, "*b"]:
+    table = jnp.asarray(edges, value.dtype)
+    return jnp.searchsorted(table, value, side="right", method="compare_all").astype(jnp.int32)
 
 
 def _lookup(table: Float[Array, "b bins"], index: Array) -> Float[Array, " b"]:

@@ -51,8 +51,8 @@ def _constant(k: int, batch: int, costs: Costs) -> Int[Array, " b"]:
     return jnp.full((batch,), k, jnp.int32)
 
 
-def _as_it_is(state: Any) -> tuple[Any, Any]:
-    return state, state
+def _as_it_is(state: Int[Array, " b"], matched: Int[Array, " b"]) -> tuple[Any, Int[Array, " b"], Int[Array, " b"]]:
+    return state, state, jnp.where(matched > 0, state, 0)
 
 
 def _go_on(state: Any, drafted: Drafted) -> tuple[Any, Bool[Array, " b"], Bool[Array, " b"]]:

@@ -3,7 +3,6 @@
 from cascades.models.api import abstract_params, build, count_params, decoder, encoder_decoder, logical_axes
 from cascades.models.config import Config, DecoderConfig, RopeScaling, T5Config
 from cascades.models.presets import PRESETS, decoder_preset, preset
-from cascades.models.uniform import uniform
 
 __all__ = [
     "PRESETS",
@@ -18,6 +17,5 @@ __all__ = [
     "decoder_preset",
     "encoder_decoder",
     "logical_axes",
-    "uniform",
     "preset",
 ]

@@ -95,14 +95,13 @@ def costs(
 def measure(engine: Engine, prompt: str, repeats: int, prompts: PromptSpec = PromptSpec()) -> Outcome:
     """Times passes and rounds in turn, `repeats` times."""
     settings, pair = engine.settings, engine.pair
-    assert pair.drafter is not None
     query = queries(engine, [prompt], raw=prompts.raw_prompt, control_tokens=prompts.control_tokens)[0]
     length = len(query.ids)
     shapes = Shapes(settings.batch_size, slots_for(engine, [length + query.max_new_tokens]))
     compiled = programs_for(engine, shapes, query.ids)
     request = request_of(engine, compiled, query)
     lengths = range(settings.k_max + 1)
-    steps = _pass(pair.drafter, shapes, length, 1)
+    steps = _pass(pair.drafter, shapes, length, 1) if pair.drafter else lambda: 0.0  # a look-up costs none
     widths = engine.programs.plan.passes
     alone = {width: _pass(pair.verifier, shapes, length, width) for width in widths}
     draft, verify, rounds = [], [], []

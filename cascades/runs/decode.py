@@ -240,9 +240,8 @@ def describe(engine: Engine) -> str:
     law = "lossless" if plain and settings.method == "speculative" else "lossless: false"
     how = "" if settings.method == "sequence_cascade" or plain else f", rule {name}"
     alpha = "" if plain else f", alpha {settings.alpha:g}"
-    assert pair.drafter is not None
     more = f"; requests may name {', '.join(settings.rule_names[1:])}" if settings.more_rules else ""
-    return f"{settings.method}: {pair.drafter.name} -> {pair.verifier.name}{how}{alpha} ({law}){more}"
+    return f"{settings.method}: {pair.drafts} -> {pair.verifier.name}{how}{alpha} ({law}){more}"
 
 
 class _Quiet:

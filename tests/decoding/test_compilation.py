@@ -108,13 +108,13 @@ def products(config: models.DecoderConfig) -> int:
 def test_a_program_holds_a_verifier_for_each_width_and_two_drafters(name, widths):
     verifier = models.decoder(VERIFIER, features=name in ("reader", "both"))
     config = {"plain": DRAFTER, "reader": EAGLE, "both": EAGLE}.get(name)
-    drafter = models.decoder(config) if config else models.uniform(32, 64) if name == "ngram" else None
+    drafter = models.decoder(config) if config else None
     lookup = look_up(3, alone=name == "ngram") if name in ("ngram", "both") else None
     plan = Plan(
-        *(verifier, drafter, (rules.token_v3,), lookahead.verifier_guided(), K_MAX if drafter else 0, 32),
+        *(verifier, drafter, (rules.token_v3,), lookahead.verifier_guided(), K_MAX if drafter or lookup else 0, 32),
         **{"bonus": "target", "lookup": lookup, "widths": widths},
     )
-    passes = len(widths or (1, K_MAX + 1)) if drafter else 1
+    passes = len(widths or (1, K_MAX + 1)) if drafter or lookup else 1
     expected = passes * products(VERIFIER) + (2 * products(config) if config else 0)
     assert inlined(lowered(plan).as_text(), "stablehlo.dot_general") == expected
 

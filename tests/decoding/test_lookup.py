@@ -11,10 +11,9 @@ from helpers import EOS, Case, Lab, assert_follows, decode, greedy_text, lab, re
 from reference import Settings
 
 from cascades import lookahead, rules
-from cascades.decoding import Origin, Plan, advance_sequential, compile_plan
-from cascades.decoding.lookup import LookUp, find, look_up, mixed, next_token
+from cascades.decoding import Plan, compile_plan
+from cascades.decoding.lookup import LookUp, find, look_up
 from cascades.errors import UserError
-from cascades.models import uniform
 from cascades.testing import table_model
 
 VOCAB, SLOTS, K = 7, 64, 6
@@ -49,17 +48,6 @@ def found(order, rows):
     return np.asarray(out.tokens), np.asarray(out.matched)
 
 
-def drafted(lookup, tokens, drafts=(), logits=None):
-    """The distribution of the draft behind `drafts`, beside a model that says `logits`."""
-    logits = jnp.zeros((1, VOCAB), jnp.float32) if logits is None else jnp.asarray(logits, jnp.float32)[None]
-    row = jnp.asarray([tokens], jnp.int32)
-    known = find(lookup, row, jnp.asarray([len(tokens)], jnp.int32), K)
-    padded = jnp.asarray([[*drafts, *[tokens[-1]] * (K - len(drafts))]], jnp.int32)
-    out, probs = mixed(lookup, known, padded, jnp.int32(len(drafts)), logits, jax.nn.softmax(logits))
-    np.testing.assert_allclose(jax.nn.softmax(out), probs, atol=1e-6)
-    return np.asarray(probs[0])
-
-
 @pytest.mark.parametrize("order", [1, 2, 4])
 def test_every_ending_is_found_as_a_plain_search_finds_it(order):
     tokens = np.random.default_rng(order).integers(0, 4, 60).tolist()
@@ -91,64 +79,12 @@ def test_what_followed_goes_on_into_itself(tokens, following, matched):
     assert not matched or out[0].tolist() == following
 
 
-@pytest.mark.parametrize(
-    ("tokens", "drafts", "following", "probability"),
-    [
-        ([1, 2, 3, 1, 2], (), 3, 0.9),
-        ([1, 2, 3, 4, 1, 2, 3], (), 4, 0.95),
-        ([5, 2, 3, 4, 2], (), 3, 0.3),
-        ([5, 2, 3, 4, 2], (3,), 4, 0.9),  # what was drafted as it was found has matched as well
-        ([5, 2, 3, 4, 2], (3, 4, 2, 3), 4, 1 - 0.1 / 4),
-    ],
-)
-def test_alone_it_predicts_what_followed(tokens, drafts, following, probability):
-    probabilities = drafted(look_up(3, alone=True), tokens, drafts)
-    np.testing.assert_allclose(probabilities[following], probability, rtol=1e-5)
-    np.testing.assert_allclose(np.delete(probabilities, following), (1 - probability) / (VOCAB - 1), rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "drafts"),
-    [([3], ()), ([1, 2, 3], ()), ([0], ()), ([0, 1], ()), ([1, 2, 3, 1], (5,)), ([1, 2, 1], (2, 2))],
-)
-def test_alone_it_has_no_opinion_without_a_match_or_behind_another_draft(tokens, drafts):
-    np.testing.assert_allclose(drafted(look_up(3, alone=True), tokens, drafts), 1 / VOCAB, rtol=1e-6)
-
-
-def test_beside_a_model_it_weighs_by_how_much_matched():
-    logits = np.random.default_rng(0).normal(size=VOCAB)
-    q = np.asarray(jax.nn.softmax(logits))
-    one = np.eye(VOCAB)
-    for tokens, drafts, token, weight in (
-        ([1, 2, 3, 4, 1, 2], (), 3, 0.45),
-        ([1, 2, 3, 4, 1, 2], (3,), 4, 0.6),
-        ([1, 2, 3, 4, 1, 2], (3, 4), 1, 0.675),
-        ([5, 6, 5], (), 6, 0.0),  # one token says too little
-        ([5, 6, 5], (6,), 5, 0.45),
-        ([1, 2, 3, 4, 1, 2], (4,), 0, 0.0),
-        ([1, 2, 3, 4], (), 0, 0.0),
-    ):
-        np.testing.assert_allclose(
-            drafted(look_up(3), tokens, drafts, logits), (1 - weight) * q + weight * one[token], atol=1e-6
-        )
-
-
-def test_behind_the_longest_draft_nothing_is_known():
-    tokens = [1, 2, 3, 4, 1, 2]
-    following, _ = continuation(tokens, 3)
-    assert drafted(look_up(3), tokens, following[: K - 1]).max() > 0.5
-    row = jnp.asarray([following], jnp.int32)
-    known = find(look_up(3), jnp.asarray([tokens], jnp.int32), jnp.asarray([len(tokens)], jnp.int32), K)
-    even = jnp.full((1, VOCAB), 1 / VOCAB, jnp.float32)
-    np.testing.assert_array_equal(mixed(look_up(3), known, row, jnp.int32(K), jnp.log(even), even)[1], even)
-
-
-def test_a_model_that_says_nan_says_nan_still():
-    tokens, length = jnp.asarray([[1, 2, 3, 1, 2], [0, 1, 2, 3, 4]], jnp.int32), jnp.asarray([5, 5], jnp.int32)
-    for value in (jnp.nan, jnp.inf, -jnp.inf):
-        logits = jnp.full((2, VOCAB), value, jnp.float32)
-        out = next_token(look_up(3), tokens, length, logits)
-        assert not np.isfinite(jax.nn.softmax(out)).any()
+def test_beside_a_model_one_token_says_too_little():
+    rows = jnp.asarray([[5, 2, 3, 4, 2], [1, 2, 3, 1, 2]], jnp.int32)
+    length = jnp.asarray([5, 5], jnp.int32)
+    assert find(look_up(3), rows, length, K).matched.tolist() == [1, 2]
+    assert find(look_up(3, alone=False), rows, length, K).matched.tolist() == [0, 2]
+    assert find(look_up(1, alone=False), rows, length, K).matched.tolist() == [1, 1]  # it was asked for
 
 
 def test_an_order_of_nothing_is_refused():
@@ -160,16 +96,15 @@ def test_an_order_of_nothing_is_refused():
 
 
 @functools.cache
-def pair_of(alone: bool, coupling="maximal", bonus="verifier", rule=rules.lossless, vocab_size=6, k_max=4) -> Lab:
-    """A pair of table models with a look-up of two tokens, or the look-up alone."""
-    base = lab(vocab_size=vocab_size, k_max=k_max)
+def pair_of(alone: bool, coupling="maximal", bonus="verifier", rule=rules.lossless, vocab_size=6, k=3) -> Lab:
+    """A pair of table models with a look-up of two tokens, or the look-up alone; k of either a round."""
+    base = lab(vocab_size=vocab_size)
     model = table_model(vocab_size)
-    drafter, params = (uniform(vocab_size, 1 << 16), {}) if alone else (model, base.drafter)
     plan = Plan(
-        *(model, drafter, (rule,), lookahead.fixed(3), k_max, vocab_size, (EOS,), coupling, bonus),
+        *(model, None if alone else model, (rule,), lookahead.fixed(k), 4, vocab_size, (EOS,), coupling, bonus),
         lookup=look_up(2, alone=alone),
     )
-    return base._replace(programs=compile_plan(plan), drafter=params)
+    return base._replace(programs=compile_plan(plan), drafter={} if alone else base.drafter)
 
 
 PROMPTS = ((1,), (1, 2, 0, 1, 2), (3, 1, 3, 1), (0, 0, 0), (1, 0, 4, 3, 2), (4, 4))
@@ -180,16 +115,30 @@ def cases(settings):
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_greedy_text_is_the_verifiers_and_look_up_drafts_what_repeats(alone):
-    pair = pair_of(alone)
-    for forced in (0, 1, 4, -1):
-        state = decode(pair, request(cases(Settings(0.0))), forced=forced)
-        assert texts(state) == [greedy_text(pair, case) for case in cases(Settings(0.0))]
-    info = jax.tree.map(np.asarray, decode(pair, request(cases(Settings(0.0))), forced=4).info)
-    assert info.accepted.sum() > 0.4 * info.drafted.sum()  # greedy text of a table soon goes in circles
-    plain = pair._replace(programs=compile_plan(pair.programs.plan._replace(lookup=None)))
-    unaided = np.asarray(decode(plain, request(cases(Settings(0.0))), forced=4).info.accepted)
-    assert info.accepted.sum() > 1.2 * unaided.sum()
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_greedy_text_is_the_verifiers_and_look_up_drafts_what_repeats(alone, k):
+    pair, batch = pair_of(alone, k=k), request(cases(Settings(0.0)))
+    state = decode(pair, batch)
+    assert texts(state) == [greedy_text(pair, case) for case in cases(Settings(0.0))]
+    info = jax.tree.map(np.asarray, state.info)
+    assert info.found_kept.sum() > 0.4 * info.found.sum() > 0  # greedy text of a table soon goes in circles
+    if alone:
+        np.testing.assert_array_equal(info.found, info.drafted)
+        np.testing.assert_array_equal(info.found_kept, info.accepted)
+        np.testing.assert_array_equal(info.drafter_steps, 0)
+    else:
+        assert (info.drafter_steps == info.drafted - info.found).all() and info.drafter_steps.sum() > 0
+        plain = pair._replace(programs=compile_plan(pair.programs.plan._replace(lookup=None)))
+        assert info.accepted.sum() > 1.1 * np.asarray(decode(plain, batch).info.accepted).sum()
+
+
+@pytest.mark.parametrize("forced", [0, 1, 4])
+def test_a_forced_length_is_the_drafters_or_else_the_look_ups(forced):
+    for alone in (False, True):
+        state = decode(pair_of(alone), request(cases(Settings(0.0))), forced=forced)
+        assert texts(state) == [greedy_text(pair_of(alone), case) for case in cases(Settings(0.0))]
+        found, drafted = int(np.sum(state.info.found)), int(np.sum(state.info.drafted))
+        assert found == (drafted if alone else 0) and (drafted > 0) == (forced > 0)
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -197,40 +146,103 @@ def test_a_seeded_sample_is_the_verifiers_own(alone):
     batch = request(cases(Settings(0.8)))
     plan = pair_of(alone, "gumbel").programs.plan
     expected = texts(decode(lab()._replace(programs=compile_plan(plan._replace(drafter=None, lookup=None))), batch))
-    for forced in (0, 1, 4, -1):
-        assert texts(decode(pair_of(alone, "gumbel"), batch, forced=forced)) == expected
+    for k in (1, 4):
+        assert texts(decode(pair_of(alone, "gumbel", k=k), batch)) == expected
 
 
 LENGTH, COPIES = 4, 4000
+WITH_ALPHA = {"lossless": 0.0, "token_v3": 0.3, "token_v2": 0.1, "opt": 0.5, "chow": 0.6, "lossy": 0.4, "bild": 1.0}
 
 
-@pytest.mark.parametrize("coupling", ["maximal", "gumbel"])
-@pytest.mark.parametrize("alone", [False, True])
-def test_the_law_of_the_text_is_the_verifiers(alone, coupling):
-    pair = pair_of(alone, coupling, "target", vocab_size=3, k_max=3)
+def block_law(name, alpha, p_table, q_table, alone, prompt, k=3):
+    """The law of the next `LENGTH` tokens of rounds that look up at most k tokens, or else draft k of a model.
+
+    A token that was found is drawn from itself alone. Of it, rules that see the verifier alone decide as ever; the
+    others give the verifier's law.
+    """
+    law = np.zeros((3,) * LENGTH)
+    order, least = 2, 1 if alone else 2
+
+    def at(text):
+        context = (text[-2] if len(text) > 1 else 0) * 3 + text[-1]
+        return p_table[context], q_table[context]
+
+    def decided(text, token=None):
+        """pi, and the q that was drawn from."""
+        p, q = at(text)
+        if token is not None:
+            q = np.eye(3)[token]
+            if name not in ("lossless", "token_v2", "token_v3"):
+                return p, q
+        return reference.target(name, reference.Pair(q, p, q, p), alpha), q
+
+    def go(text, chance, found, drafts):
+        new = len(text) - len(prompt)
+        if chance == 0:
+            return
+        if new == LENGTH:
+            law[tuple(text[len(prompt) :])] += chance
+        elif found:
+            pi, _ = decided(text, found[0])
+            for token in range(3):
+                rest = found[1:] if token == found[0] else None
+                behind(text + [token], chance * pi[token], rest, 0, token == found[0])
+        elif drafts:
+            pi, q = decided(text)
+            kept, rest = np.minimum(pi, q), np.maximum(pi - q, 0)
+            for token in range(3):
+                behind(text + [token], chance * kept[token], [], drafts - 1, True)
+                start(text + [token], chance * rest[token])
+        else:
+            raise AssertionError
+
+    def behind(text, chance, found, drafts, kept):
+        """Behind a draft that was kept the block goes on; behind its end the verifier says a token of its own."""
+        if not kept:
+            start(text, chance)
+        elif found or drafts:
+            go(text, chance, found, drafts)
+        else:
+            verifier(text, chance)
+
+    def verifier(text, chance):
+        if len(text) - len(prompt) == LENGTH:
+            go(text, chance, [], 1)
+            return
+        for token, share in enumerate(at(text)[0]):
+            start(text + [token], chance * share)
+
+    def start(text, chance):
+        if len(text) - len(prompt) == LENGTH:
+            go(text, chance, [], 1)
+            return
+        tokens, matched = continuation(text, order, k)
+        if matched >= least:
+            go(text, chance, tokens[:k], 0)
+        elif alone:
+            verifier(text, chance)
+        else:
+            go(text, chance, [], k)
+
+    start(list(prompt), 1.0)
+    np.testing.assert_allclose(law.sum(), 1, atol=1e-6)
+    return law
+
+
+@pytest.mark.parametrize("name", WITH_ALPHA)
+@pytest.mark.parametrize(("alone", "coupling"), [(True, "maximal"), (True, "gumbel"), (False, "maximal")])
+def test_the_law_of_the_text_is_that_of_each_tokens_source(name, alone, coupling):
+    pair = pair_of(alone, coupling, rule=getattr(rules, name), vocab_size=3)
+    alpha = WITH_ALPHA[name]
     prompts = ((1, 2, 1), (0, 0), (1, 2, 0, 1, 2))
     keys = jax.random.split(jax.random.key(7), len(prompts) * COPIES)
     batch = request([Case(prompt=prompt, new=LENGTH + 4) for prompt in prompts for _ in range(COPIES)], keys)
-    state = decode(pair, batch, 16, forced=3, rounds=LENGTH)
-    assert int(np.sum(state.info.accepted)) > 1000 and int(np.sum(state.info.rejected)) > 1000
+    batch = batch._replace(alpha=jnp.full_like(batch.alpha, alpha), rule=jnp.zeros_like(batch.rule))
+    state = decode(pair, batch, 16, rounds=LENGTH)
+    assert int(np.sum(state.info.found_kept)) > 1000
+    assert int(np.sum(state.info.found - state.info.found_kept)) > 1000
     tokens, start = np.asarray(state.tokens), np.asarray(batch.length)
     taken = np.take_along_axis(tokens, start[:, None] + np.arange(LENGTH), axis=1).reshape(len(prompts), COPIES, -1)
-    _, _, p = Case(prompt=(1,)).tables(pair.p_table, pair.p_table)
-    laws = [reference.autoregressive_law(p, 3, prompt, LENGTH) for prompt in prompts]
-    assert_follows([tally(each, 3) for each in taken], laws)
-
-
-def test_a_drafter_that_decodes_alone_takes_its_look_up_with_it():
-    model, params = uniform(6, 64), {}
-    plan = Plan(
-        *(model, None, (rules.lossless,), lookahead.fixed(0), 0, 6),
-        alone=Origin.DRAFTER,
-        lookup=look_up(3, alone=True),
-    )
-    state = decode(Lab(compile_plan(plan), params, {}), request([Case(prompt=(1, 2, 3, 1, 2), new=7)]))
-    assert texts(state)[0] == (1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3)
-    cascade = compile_plan(
-        Plan(model, model, (rules.chow,), lookahead.fixed(0), 1, 6, lookup=look_up(3, alone=True)), advance_sequential
-    )
-    asked = request([Case(prompt=(1, 2, 3, 1, 2), new=7)])._replace(alpha=jnp.full((1,), 0.5, jnp.float32))
-    assert texts(decode(Lab(cascade, params, params), asked))[0] == texts(state)[0]
+    tables = [np.stack([reference.softmax(row) for row in x]) for x in (pair.p_table, lab(vocab_size=3).q_table)]
+    laws = [block_law(name, alpha, *tables, alone, prompt) for prompt in prompts]
+    assert_follows([tally(each, 3) for each in taken], [law.reshape(tally(taken[0], 3).shape) for law in laws])

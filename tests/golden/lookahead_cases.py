@@ -30,7 +30,7 @@ def trace(controller, costs) -> dict:
         top = generator.uniform(size=(rows, K_MAX)).astype(np.float32)
         expected = np.clip(rates + generator.normal(0, 0.1, (rows, K_MAX)), 0, 1).astype(np.float32)
         likes = generator.uniform(size=(rows, K_MAX)) < rates
-        state, wanted = propose(state)
+        state, wanted, _ = propose(state, np.zeros(rows, np.int32))
         length = np.clip(np.asarray(wanted), 0, K_MAX)
         steps = np.zeros(rows, np.int32)
         for index in range(K_MAX):
@@ -49,6 +49,8 @@ def trace(controller, costs) -> dict:
             expected=jnp.asarray(expected),
             decided=jnp.asarray((column <= accepted[:, None]) & within),
             top=jnp.asarray(top),
+            matched=jnp.zeros((rows, K_MAX), jnp.int32),
+            counted=jnp.asarray(np.arange(rows) % 2 == 0),
         )
         state = update(state, told)
         proposed.append(np.minimum(np.asarray(wanted), K_MAX).tolist())
