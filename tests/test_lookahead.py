@@ -83,7 +83,7 @@ GUIDED = lookahead.verifier_guided()
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("telling", [False, True])
-@pytest.mark.parametrize(("counted", "least"), [(False, 0.97), (True, 0.95)])
+@pytest.mark.parametrize(("counted", "least"), [(False, 0.97), (True, 0.93)])
 def test_guided_is_close_to_the_best_fixed_length(table, telling, counted, least):
     # Every position alike. Where `telling`, the drafter is sure and unsure by turns, and it means nothing. Of rows that
     # go by outcomes a rate is known by their number alone, as what was expected may be far from it.

@@ -22,7 +22,8 @@ _MATCHED = (2, 3, 4, 6, 9, 14)  # tokens that a look-up matched: one, two, three
 _FOUND = (0.3, 0.5, 0.57, 0.65, 0.77, 0.85, 0.9)  # how often it was right in answers of SmolLM2-135M
 _MODEL, _LOOKUP = slice(0, len(_MIDDLES)), slice(len(_MIDDLES), None)  # of the tables: who drafted
 _HOPE = 0.8  # acceptance before anything is known: high enough to try wherever drafting can pay at all
-_DOUBT = 16.0  # judged drafts that outcomes must outweigh before they are believed over what was expected
+_DOUBT = 5.0  # drafts that what happened must outweigh before it is believed over what was expected, of all of them
+_DOUBT_OF_A_BIN = 12.0  # and of a confidence alone
 _MEMORY_OF_SPEED = 0.95
 _PROBING = 0.02  # most of the time that probes may cost where drafting does not pay
 
@@ -104,7 +105,7 @@ def verifier_guided(
     - 1.868 * 4 c = 0.867: the drafter is asked. If it is sure by 0.5 of its first token, a = A = 0.8 too: a block of it
     alone is worth 0.8, one of 4 drafts 0.8 (1 + 0.8 + … + 0.8^3) - 1.868 * 3 c = 1.241, so another is drafted. All 4
     are; the verifier rejects the first, of which it expected 0.1. Then 0.1 was expected of one draft, and none of it
-    came: A = (1.552 + 16) / (1.652 + 16) * (0.97 * 1.6 + 0.1) / (0.97 * 2 + 1) = 0.562.
+    came: A = (1.552 + 5) / (1.652 + 5) * (0.97 * 1.6 + 0.1) / (0.97 * 2 + 1) = 0.553.
 
     >>> from cascades.lookahead import given_costs
     >>> controller = verifier_guided()
@@ -119,7 +120,7 @@ def verifier_guided(
     >>> taken = {"steps": jnp.int32([4]), "drafted": jnp.int32([4]), "accepted": jnp.int32([0])}
     >>> state = controller.update(state, Verdict(**taken, **told, decided=jnp.asarray([[True, False, False, False]])))
     >>> print(f"{average(state)[0]:.3f}")
-    0.562
+    0.553
 
     Args:
       memory: decay of the averages per judged draft, from 0 to 1. prior: weight of the prior of a(confidence) and l(m),
@@ -288,7 +289,7 @@ def _rates(tuning: Tuning, state: Guided) -> Float[Array, "b bins"]:
     by_model = _scale(state.kept, state.hoped)[:, None]
     by_lookup = _scale(*(jnp.sum(each[:, _LOOKUP], axis=1) for each in (state.right, state.liked)))[:, None]
     scale = jnp.concatenate([by_model + 0 * of_model, by_lookup + 0 * of_lookup], axis=1)
-    return (state.right + _DOUBT * jnp.minimum(scale * expected, 1.0)) / (state.tries + _DOUBT)
+    return (state.right + _DOUBT_OF_A_BIN * jnp.minimum(scale * expected, 1.0)) / (state.tries + _DOUBT_OF_A_BIN)
 
 
 def _best_fixed(state: Guided, mean: Float[Array, " b"]) -> Float[Array, " b"]:

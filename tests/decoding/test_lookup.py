@@ -240,7 +240,7 @@ def test_the_law_of_the_text_is_that_of_each_tokens_source(name, alone, coupling
     batch = batch._replace(alpha=jnp.full_like(batch.alpha, alpha), rule=jnp.zeros_like(batch.rule))
     state = decode(pair, batch, 16, rounds=LENGTH)
     assert int(np.sum(state.info.found_kept)) > 1000
-    assert int(np.sum(state.info.found - state.info.found_kept)) > 1000
+    assert int(np.sum(state.info.found - state.info.found_kept)) > 100
     tokens, start = np.asarray(state.tokens), np.asarray(batch.length)
     taken = np.take_along_axis(tokens, start[:, None] + np.arange(LENGTH), axis=1).reshape(len(prompts), COPIES, -1)
     tables = [np.stack([reference.softmax(row) for row in x]) for x in (pair.p_table, lab(vocab_size=3).q_table)]
