@@ -198,9 +198,8 @@ def draft(
         late = rows & (now.index == 0)
         said, cache, missed = catch_up(model, params, state, late, now.said, now.cache, plan.catch_up)
         due = (now.index > 0) | jnp.any(late & (cache.length < state.length))
-        clock = now.clock._replace(
-            steps=now.clock.steps + due.astype(jnp.int32), catch_ups=now.clock.catch_ups + missed
-        )
+        steps = now.clock.steps + due.astype(jnp.int32)
+        clock = now.clock._replace(steps=steps, catch_ups=now.clock.catch_ups + missed)
         return drafter_step(plan, params, asked, now._replace(said=said, cache=cache, clock=clock), due)
 
     features = before(state.verifier_cache.features, state.length - 1, 1) if reads else None
