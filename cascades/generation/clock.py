@@ -14,18 +14,21 @@ _SHAPE_FIRST, _LEAST = 0.25, 0.05  # of each cost, relative to itself, and what 
 _SCALE_WALK = 0.03  # from call to call: what the machine does beside this moves all costs together
 _SHAPE_WALK = 0.002  # from call to call, of each pass that ran: a longer text, another rule
 _SURPRISE = 2.0  # standard deviations; what lies further off is laid to the machine
-_FARTHEST = 4.0  # times more or less than was expected: an interrupt says nothing about passes
-_UNKNOWN = 1e3  # spread of a scale of which nothing is known
+_FARTHEST = 2.0  # times more or less than was expected: an interrupt says nothing about passes
+_SMOOTH = 0.1  # weight of a call in the unit that is told
+_UNKNOWN = 1e2  # spread of a scale of which nothing is known
 
 
 class Belief(NamedTuple):
     """What each kind of pass takes, in the order of `kinds`.
 
-    seconds: `[n]`, mean. covariance: `[n, n]`. given: costs relative to each other are the user's and stay as they are.
+    seconds: `[n]`, mean. covariance: `[n, n]`. unit: seconds of a verifier pass over one token, over the last calls; None
+    where nothing was clocked. given: costs relative to each other are the user's and stay as they are.
     """
 
     seconds: np.ndarray
     covariance: np.ndarray
+    unit: float | None
     given: bool = False
 
 
@@ -37,14 +40,14 @@ def kinds(clock: Clock) -> np.ndarray:
 def measured(seconds: np.ndarray) -> Belief:
     """Returns what is believed behind a measurement."""
     spread = _SHAPE_FIRST * seconds + _LEAST * seconds[0]
-    return Belief(seconds, _SCALE_FIRST**2 * np.outer(seconds, seconds) + np.diag(spread**2))
+    return Belief(seconds, _SCALE_FIRST**2 * np.outer(seconds, seconds) + np.diag(spread**2), float(seconds[0]))
 
 
 def given(costs: Costs, passes: Sequence[int]) -> Belief:
     """Returns what is believed of costs that the user gave: their unit is unknown until something was clocked."""
     verify = np.asarray(costs.verify, np.float64)[np.asarray(passes) - 1]
     relative = np.array([*verify, float(costs.draft), float(costs.catch_up)])
-    return Belief(relative, _UNKNOWN**2 * np.outer(relative, relative), given=True)
+    return Belief(relative, _UNKNOWN**2 * np.outer(relative, relative), None, given=True)
 
 
 def clocked(belief: Belief, ran: np.ndarray, seconds: float) -> Belief:
@@ -58,7 +61,7 @@ def clocked(belief: Belief, ran: np.ndarray, seconds: float) -> Belief:
     if not belief.given:
         covariance = covariance + np.diag(np.where(ran > 0, _SHAPE_WALK * mean, 0.0) ** 2)
     expected = float(ran @ mean)
-    known = belief.covariance.trace() < _UNKNOWN * float(mean @ mean)
+    known = belief.unit is not None
     off = (np.clip(seconds, expected / _FARTHEST, expected * _FARTHEST) if known else seconds) - expected
     noise = (_NOISE * expected) ** 2
     missing = (off / _SURPRISE) ** 2 - (ran @ covariance @ ran + noise)
@@ -69,7 +72,9 @@ def clocked(belief: Belief, ran: np.ndarray, seconds: float) -> Belief:
     least = np.where(np.arange(len(mean)) < len(mean) - 2, 1e-3 * mean, 0.0)  # a drafter may cost nothing
     rest = np.eye(len(mean)) - np.outer(gain, ran)
     covariance = rest @ covariance @ rest.T + noise * np.outer(gain, gain)
-    return belief._replace(seconds=np.maximum(mean + gain * off, least), covariance=covariance)
+    mean = np.maximum(mean + gain * off, least)
+    unit = float(mean[0]) if belief.unit is None else belief.unit ** (1 - _SMOOTH) * float(mean[0]) ** _SMOOTH
+    return belief._replace(seconds=mean, covariance=covariance, unit=unit)
 
 
 def costs(seconds: np.ndarray, passes: Sequence[int]) -> Costs:
@@ -83,7 +88,7 @@ def moved(new: Costs, old: Costs) -> float:
     """Returns by how much the costs of a round differ at most, relative to the old ones."""
 
     def rounds(costs: Costs) -> np.ndarray:
-        verify, draft, catch_up = (np.asarray(each) for each in costs)  # on the host: nothing is compiled
+        draft, verify, catch_up = (np.asarray(each) for each in costs)  # on the host: nothing is compiled
         return np.append(verify + np.arange(len(verify)) * draft, verify[0] + catch_up)
 
     return float(np.max(np.abs(rounds(new) / rounds(old) - 1)))

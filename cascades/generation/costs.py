@@ -174,14 +174,13 @@ def told(compiled: Compiled) -> dict[str, Any] | None:
     """
     if compiled.belief is None:
         return None
-    costs, given = compiled.costs, compiled.belief.given
-    unknown = given and compiled.fresh
+    costs, unit = compiled.costs, compiled.belief.unit
     return {
         "draft": round(float(costs.draft), 4),
         "catch_up": round(float(costs.catch_up), 4),
         "verify": [round(each, 4) for each in np.asarray(costs.verify).tolist()],
-        "unit_s": None if unknown else round(float(compiled.belief.seconds[0]), 6),
-        "given": given,
+        "unit_s": None if unit is None else round(unit, 6),
+        "given": compiled.belief.given,
     }
 
 
