@@ -22,8 +22,8 @@ _UNKNOWN = 1e2  # spread of a scale of which nothing is known
 class Belief(NamedTuple):
     """What each kind of pass takes, in the order of `kinds`.
 
-    seconds: `[n]`, mean. covariance: `[n, n]`. unit: seconds of a verifier pass over one token, over the last calls; None
-    where nothing was clocked. given: costs relative to each other are the user's and stay as they are.
+    seconds: `[n]`, mean. covariance: `[n, n]`. unit: seconds of a verifier pass over one token, over the last calls,
+    None where nothing was clocked. given: costs relative to each other are the user's and stay as they are.
     """
 
     seconds: np.ndarray

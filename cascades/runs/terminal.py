@@ -183,10 +183,10 @@ def costs(results: Sequence[tuple[int, Result]]) -> Sequence[str]:
     shown = [k for k in (1, 4, len(verify) - 1) if k < len(verify)]
     of_k = ", ".join(f"{verify[k]:.2f} (k = {k})" for k in dict.fromkeys(shown))
     if seconds > 0:
-        unit = f"{1e3 * last['unit_s']:.1f} ms" if last["unit_s"] else "one"
+        unit = 1e3 * clocked[-1]["costs"]["unit_s"]
         lines.append(
-            f"decoding {alone / seconds:.2f}x as fast as the verifier alone, computed from its own measured pass ({unit}); "
-            f"of that a drafter step takes {last['draft']:.2f}, a pass over k drafts {of_k}"
+            f"decoding {alone / seconds:.2f}x as fast as the verifier alone, computed from its own measured pass "
+            f"({unit:.1f} ms); of that a drafter step takes {last['draft']:.2f}, a pass over k drafts {of_k}"
         )
     if not last["given"]:
         lines.append("the same costs again: " + knob(last["draft"], verify, last["catch_up"]))
