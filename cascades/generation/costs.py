@@ -101,13 +101,16 @@ def _of_passes(took: np.ndarray, ran: np.ndarray) -> np.ndarray:
 def timer(engine: Engine, compiled: Compiled, length: int) -> Timer:
     """Returns a function that times a round behind a text of `length` tokens, and tells what ran.
 
-    The text is all the same token, which no model has read: what passes take does not hang on it. It is cut to what
-    leaves room for a round in the rows and in the drafter's own context.
+    No model has read that text, since what passes take does not hang on it. Its tokens do not repeat, so that a look-up
+    finds nothing there. It is cut to what leaves room for a round in the rows and in the drafter's own context.
     """
     plan, slots = engine.programs.plan, compiled.shapes.slots
     room = min(slots, plan.drafter.context_length if plan.drafter else slots) - plan.k_max - 1
     start = max(min(length, room), 1)
-    held: list[State] = [engines.vacant(engine, compiled)]
+    state = engines.vacant(engine, compiled)
+    text = np.broadcast_to(np.arange(slots, dtype=np.int32) % plan.vocab_size, state.tokens.shape)
+    tokens = jax.make_array_from_callback(text.shape, state.tokens.sharding, lambda index: text[index])
+    held: list[State] = [state._replace(tokens=tokens)]
     nothing = np.zeros((compiled.shapes.batch,), bool)
 
     def time_round(trial: Trial) -> tuple[float, np.ndarray]:
