@@ -358,8 +358,9 @@ def test_the_worked_example_is_what_happens():
 
 def test_costs_are_in_units_of_a_pass_over_one_token():
     costs = given_costs(2, 3.0, (6.0, 9.0, 12.0))
-    assert float(costs.draft) == 0.5
+    assert float(costs.draft) == float(costs.catch_up) == 0.5
     np.testing.assert_array_equal(costs.verify, [1, 1.5, 2])
+    assert float(given_costs(2, 3.0, (6.0, 9.0, 12.0), 4.5).catch_up) == 0.75
 
 
 @pytest.mark.parametrize(
@@ -369,3 +370,19 @@ def test_costs_are_in_units_of_a_pass_over_one_token():
 def test_bad_costs_are_told(k_max, draft, verify):
     with pytest.raises(UserError):
         given_costs(k_max, draft, verify)
+
+
+@pytest.mark.parametrize("catch_up", [-0.1, float("nan"), float("inf")])
+def test_a_bad_cost_of_catching_up_is_told(catch_up):
+    with pytest.raises(UserError, match="catching up must be a number from 0"):
+        given_costs(1, 0.1, (), catch_up)
+
+
+@pytest.mark.parametrize("controller", [lookahead.fixed(2), lookahead.heuristic(), GUIDED], ids=lambda c: c.name)
+def test_a_controller_that_is_told_new_costs_is_as_one_that_began_with_them(controller):
+    """At first: what it has learnt since is not touched."""
+    old, new = given_costs(8, 0.2), given_costs(8, 0.7, tuple(1 + 0.4 * i for i in range(9)))
+    told, first = controller.recost(controller.init(3, old), new), controller.init(3, new)
+    told, first = (state._replace(wait=None) if hasattr(state, "wait") else state for state in (told, first))
+    for ours, theirs in zip(jax.tree.leaves(told), jax.tree.leaves(first), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -3,10 +3,11 @@
 from cascades.decoding.loop import FREE, Programs, compile_plan
 from cascades.decoding.plan import Plan
 from cascades.decoding.sequential import advance_sequential, sees_drafter_only
-from cascades.decoding.state import Finish, Info, Origin, Request, State
+from cascades.decoding.state import Clock, Finish, Info, Origin, Request, State
 
 __all__ = [
     "FREE",
+    "Clock",
     "Finish",
     "Info",
     "Origin",

@@ -10,7 +10,7 @@ from cascades import cache as caches
 from cascades.decoding.control import run_if
 from cascades.decoding.lookup import Continuation
 from cascades.decoding.plan import CHOICE, Plan
-from cascades.decoding.state import State
+from cascades.decoding.state import Clock, State
 from cascades.distributions import Sampling, at, draw, scaled, softmax
 from cascades.lookahead import Drafted
 from cascades.typing import Array, Bool, Cache, Float, Int, Key, Model, Params
@@ -115,7 +115,7 @@ def catch_up(
     said: Said,
     cache: Cache,
     width: int,
-) -> tuple[Said, Cache]:
+) -> tuple[Said, Cache, Int[Array, ""]]:
     """Feeds the tokens of `rows` that a cache does not hold yet, `width` a pass, and scores what follows the last.
 
     A width above 1 does nothing about a single token, nor about the last of many where all else was read: a pass of
@@ -126,22 +126,24 @@ def catch_up(
 
     Returns:
       What the model says behind `state.length` tokens of each of `rows`, and the cache; both as given if none lags.
+      How many passes that took.
     """
 
     def behind(cache: Cache) -> Array:
         return jnp.where(rows, state.length - cache.length, 0)
 
     def feed(carry):
-        said, cache = carry
+        said, cache, passes = carry
         lag, start = behind(cache), cache.length
         tokens = window(state.tokens, start, width, state.length)
         features = None if said.features is None else before(state.verifier_cache.features, start, width)
         said, cache = extend(model, params, tokens, cache, said, jnp.clip(lag - 1, 0, width - 1), features)
         # The last token is left to the last pass, in which every row says what follows.
         taken = jnp.where(jnp.max(lag) <= width, lag, jnp.clip(lag - 1, 0, width))
-        return said, caches.rewind(cache, start + taken)
+        return said, caches.rewind(cache, start + taken), passes + 1
 
-    return lax.while_loop(lambda carry: jnp.max(behind(carry[1])) >= min(width, 2), feed, (said, cache))
+    carry = said, cache, jnp.int32(0)
+    return lax.while_loop(lambda carry: jnp.max(behind(carry[1])) >= min(width, 2), feed, carry)
 
 
 class Asked(NamedTuple):
@@ -162,7 +164,7 @@ class Drafting(NamedTuple):
     """What a step of the drafter hands to the next.
 
     index: int32 scalar, of the next draft. drafts: so far. said: by the drafter's last pass. cache: the drafter's.
-    lookahead: the state of the `DraftLength`.
+    lookahead: the state of the `DraftLength`. clock: the loop's, these steps included.
     """
 
     index: Int[Array, ""]
@@ -170,6 +172,7 @@ class Drafting(NamedTuple):
     said: Said
     cache: Cache
     lookahead: Any
+    clock: Clock
 
 
 def draft(
@@ -179,7 +182,7 @@ def draft(
     drafts: Draft,
     keys: Key[Array, "b m"],
     eager: Bool[Array, ""],
-) -> tuple[Draft, Cache, Any]:
+) -> tuple[Draft, Cache, Any, Clock]:
     """Drafts with the drafter, at most `drafts.length[b]` tokens a row; for a row with tokens of a look-up none.
 
     A turn of its loop is a `drafter_step`; the first reads all that the drafter lacks.
@@ -193,7 +196,7 @@ def draft(
       drafts: see `no_drafts` and `looked_up`. keys: of each of the round's draws.
 
     Returns:
-      The drafts, the drafter's cache (rewound by the caller), and the lookahead's state.
+      The drafts, the drafter's cache (rewound by the caller), the lookahead's state, and the clock.
     """
     model = plan.drafter
     assert model is not None
@@ -210,16 +213,18 @@ def draft(
 
     def turn(now: Drafting) -> Drafting:
         late = rows & (now.index == 0)
-        said, cache = catch_up(model, params, state, late, now.said, now.cache, plan.catch_up)
+        said, cache, missed = catch_up(model, params, state, late, now.said, now.cache, plan.catch_up)
         due = (now.index > 0) | jnp.any(late & (cache.length < state.length))
-        return drafter_step(plan, params, asked, now._replace(said=said, cache=cache), due)
+        steps = now.clock.steps + due.astype(jnp.int32)
+        clock = now.clock._replace(steps=steps, catch_ups=now.clock.catch_ups + missed)
+        return drafter_step(plan, params, asked, now._replace(said=said, cache=cache, clock=clock), due)
 
     features = before(state.verifier_cache.features, state.length - 1, 1) if reads else None
     said = Said(state.draft_logits[:, 0], features)  # logits of the same shape and place; none of them is read
-    now = Drafting(jnp.int32(0), drafts, said, state.drafter_cache, state.lookahead)
+    now = Drafting(jnp.int32(0), drafts, said, state.drafter_cache, state.lookahead, state.clock)
     now = lax.while_loop(wanted, turn, now)
     cached = jnp.zeros_like(length) if reads else jnp.minimum(now.index - 1, now.drafts.length)
-    return now.drafts._replace(cached=jnp.where(rows, cached, -1)), now.cache, now.lookahead
+    return now.drafts._replace(cached=jnp.where(rows, cached, -1)), now.cache, now.lookahead, now.clock
 
 
 def drafter_step(plan: Plan, params: Params, asked: Asked, now: Drafting, due: Bool[Array, ""]) -> Drafting:
@@ -239,7 +244,7 @@ def drafter_step(plan: Plan, params: Params, asked: Asked, now: Drafting, due: B
     said, cache = run_if(due, read, (now.said, now.cache))
     with jax.named_scope(CHOICE):
         drafts, lookahead = _choose(plan, asked, now, said.logits)
-    return Drafting(now.index + 1, drafts, said, cache, lookahead)
+    return Drafting(now.index + 1, drafts, said, cache, lookahead, now.clock)
 
 
 def _choose(plan: Plan, asked: Asked, now: Drafting, logits: Float[Array, "b v"]) -> tuple[Draft, Any]:

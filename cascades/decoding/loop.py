@@ -11,7 +11,7 @@ from jax import lax
 from cascades.decoding.control import run_if
 from cascades.decoding.draft import before
 from cascades.decoding.round import Plan, advance
-from cascades.decoding.state import Finish, Origin, Request, State, empty_info, placed
+from cascades.decoding.state import Finish, Origin, Request, State, empty_info, placed, stopped_clock
 from cascades.distributions import Sampling
 from cascades.typing import Array, Bool, Int, Params
 
@@ -149,19 +149,19 @@ def _state(plan: Plan, request: Request, lookahead: Any, verifier_cache: Any, dr
         lookahead=lookahead,
         silent=jnp.zeros((batch,), bool),
         info=empty_info(batch, k_max),
+        clock=stopped_clock(len(plan.passes)),
     )
 
 
 def _insert(state: State, row: State, slot: Int[Array, ""]) -> State:
-    """All of a row is replaced, so that nothing of who sat there is left; scratch is nobody's."""
+    """All of a row is replaced, so that nothing of who sat there is left; scratch and clock are nobody's."""
 
     def put(old: Array, new: Array) -> Array:
         return lax.dynamic_update_slice_in_dim(old, new, slot, axis=0)
 
-    scratch = state.draft_logits
-    return jax.tree.map(put, state._replace(draft_logits=None), row._replace(draft_logits=None))._replace(
-        draft_logits=scratch
-    )
+    nobodys = {"draft_logits": state.draft_logits, "clock": state.clock}
+    none = dict.fromkeys(nobodys)
+    return jax.tree.map(put, state._replace(**none), row._replace(**none))._replace(**nobodys)
 
 
 def _run(

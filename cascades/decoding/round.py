@@ -29,10 +29,11 @@ def advance(plan: Plan, verifier_params: Params, drafter_params: Params, state: 
     if plan.drafter or plan.lookup:
         state, drafts = _proposed(plan, state, drafts, forced)
     if plan.drafter:
-        drafts, drafter_cache, guide = draft(plan, drafter_params, state, drafts, draft_keys, forced >= 0)
-        state = state._replace(lookahead=guide)
+        drafts, drafter_cache, guide, clock = draft(plan, drafter_params, state, drafts, draft_keys, forced >= 0)
+        state = state._replace(lookahead=guide, clock=clock)
 
-    drafts, block, verifier_cache, partial = _verify(plan, verifier_params, state, drafts, keys)
+    drafts, block, verifier_cache, partial, passes = _verify(plan, verifier_params, state, drafts, keys)
+    state = state._replace(clock=state.clock._replace(passes=passes))
     return _emit(plan, state, drafts, block, partial, verifier_cache, drafter_cache)
 
 
@@ -77,7 +78,7 @@ def choice(plan: Plan, state: State) -> Int[Array, " b"]:
 
 def _verify(
     plan: Plan, params: Params, state: State, drafts: Draft, keys: Keys
-) -> tuple[Draft, Block, Cache, Bool[Array, " b"]]:
+) -> tuple[Draft, Block, Cache, Bool[Array, " b"], Int[Array, " w"]]:
     """One verifier pass over each row's pending token and drafts, in the narrowest compiled width that holds them.
 
     A draft that the verifier cannot read (NaN) spoils what it says of its whole row, since a weight of 0 times NaN is
@@ -86,7 +87,7 @@ def _verify(
 
     Returns:
       The drafts that were judged, the verdict, the cache, and the rows that go on without a token behind their draft:
-      it was kept, and was not read.
+      it was kept, and was not read. The clock's passes, with those of this round.
     """
     k_max = drafts.tokens.shape[1]
     pending = window(state.tokens, state.length - 1, 1, state.length)
@@ -96,33 +97,35 @@ def _verify(
         return lambda carry: verifier_pass(plan, params, state, asked, keys, fed, carry[1])
 
     def attempt(carry):
-        turn, kept, cache, spoilt = carry
+        turn, kept, cache, spoilt, passes = carry
         first = turn == 0
         tokens = jnp.where(first & (column < drafts.length[:, None]), drafts.tokens, pending)
         fed = jnp.concatenate([pending, tokens], axis=1)
         asked = drafts._replace(length=jnp.where(spoilt, 1, drafts.length))
         need = jnp.where(first, jnp.max(drafts.length) + 1, k_max + 1)
-        outcome = kept, cache, jnp.zeros_like(spoilt)
+        outcome, holds = (kept, cache, jnp.zeros_like(spoilt)), []
         for below, width in zip((0, *plan.passes), plan.passes, strict=False):
-            outcome = run_if((need > below) & (need <= width), at_width(fed[:, :width], asked), outcome)
+            holds.append((need > below) & (need <= width))
+            outcome = run_if(holds[-1], at_width(fed[:, :width], asked), outcome)
+        ran = jnp.stack(holds).astype(jnp.int32)
         new, cache, unread = outcome
         kept = _where(first | spoilt, new, kept)
         unread &= first & (drafts.length > 0)
         stands = jnp.where(unread, state.verifier_cache.length, state.length + kept.accepted)  # the others stay
-        return turn + 1, kept, caches.rewind(cache, stands), spoilt | unread
+        return turn + 1, kept, caches.rewind(cache, stands), spoilt | unread, passes + ran
 
     def more(carry):
-        turn, _, _, spoilt = carry
+        turn, _, _, spoilt, _ = carry
         return (turn == 0) | ((turn == 1) & jnp.any(spoilt))
 
     nothing = no_verdict(pending.shape[0], k_max, plan.vocab_size)
-    carry = jnp.int32(0), nothing, state.verifier_cache, jnp.zeros_like(state.running)
+    carry = jnp.int32(0), nothing, state.verifier_cache, jnp.zeros_like(state.running), state.clock.passes
     # A loop, so that the passes of all widths are compiled once.
-    _, kept, cache, spoilt = lax.while_loop(more, attempt, carry) if k_max else attempt(carry)
+    _, kept, cache, spoilt, passes = lax.while_loop(more, attempt, carry) if k_max else attempt(carry)
     judged = drafts._replace(length=jnp.where(spoilt, 1, drafts.length))
     block = verdict(plan, state, judged, keys, kept)
     partial = spoilt & (block.accepted > 0)
-    return judged, block._replace(failed=block.failed & ~partial), cache, partial
+    return judged, block._replace(failed=block.failed & ~partial), cache, partial, passes
 
 
 def verifier_pass(

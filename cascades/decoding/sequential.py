@@ -42,7 +42,7 @@ def advance_sequential(
     running = state.running
     asked = running & ~state.silent
     said, cache = Said(state.draft_logits[:, 0]), state.drafter_cache
-    (q_logits, _), drafter_cache = catch_up(plan.drafter, drafter_params, state, asked, said, cache, width=1)
+    (q_logits, _), drafter_cache, _ = catch_up(plan.drafter, drafter_params, state, asked, said, cache, width=1)
     silent = state.silent | (asked & ~jnp.isfinite(log_normalizer(q_logits)))
     q_logits = jnp.where(silent[:, None], 0.0, q_logits)
     q_raw, q = softmax(q_logits), scaled(q_logits, state.sampling)
@@ -52,7 +52,7 @@ def advance_sequential(
 
     cache = state.verifier_cache
     for width in (plan.catch_up, 1):
-        said, cache = catch_up(plan.verifier, verifier_params, state, defer, said, cache, width)
+        said, cache, _ = catch_up(plan.verifier, verifier_params, state, defer, said, cache, width)
     logits = jnp.where(defer[:, None], said.logits, q_logits)
     normalizer = log_normalizer(logits)
     failed = running & ~jnp.isfinite(normalizer)

@@ -89,6 +89,18 @@ class Info(NamedTuple):
     drafter_nan: Int[Array, " b"]
 
 
+class Clock(NamedTuple):
+    """Passes that the loop ran, whoever of the batch they were for; int32. What they take is told by the clock.
+
+    passes: `[w]`, of the verifier, by their place among `Plan.passes`. steps: of the drafter over one token.
+    catch_ups: of the drafter over what it had missed. A token cascade counts none.
+    """
+
+    passes: Int[Array, " w"]
+    steps: Int[Array, ""]
+    catch_ups: Int[Array, ""]
+
+
 class State(NamedTuple):
     """The generation of a batch.
 
@@ -97,7 +109,7 @@ class State(NamedTuple):
     verifier_cache: holds `length - 1` tokens of every running row. drafter_cache: holds at most that; it catches up
     when it drafts. draft_logits: float32 `[b, k_max + 1, v]`, scratch of a round, kept so that it is not allocated
     anew. lookahead: the state of the `DraftLength`. silent: rows that draft no more, as the drafter gave no
-    distribution (NaN) somewhere. info: what happened so far.
+    distribution (NaN) somewhere. info: what happened so far. clock: what ran so far; it belongs to no row.
     """
 
     tokens: Int[Array, "b n"]
@@ -116,6 +128,7 @@ class State(NamedTuple):
     lookahead: Any
     silent: Bool[Array, " b"]
     info: Info
+    clock: Clock
 
     @property
     def running(self) -> Bool[Array, " b"]:
@@ -133,11 +146,18 @@ def placed(state: State, layout: Layout | None) -> State:
     def place(name: str, value: Any) -> Any:
         if name == "draft_logits":
             return layout.constrain(value, ("batch", None, "vocab"))
+        if name == "clock":
+            return jax.tree.map(lambda x: layout.constrain(x, (None,) * x.ndim), value)
         if name.endswith("_cache"):  # of it only what no model places: lengths, and tokens if it holds any
             return jax.tree.map(lambda x: rows(x) if x.ndim <= 2 else x, value)
         return jax.tree.map(rows, value)
 
     return State(**{name: place(name, value) for name, value in state._asdict().items()})
+
+
+def stopped_clock(widths: int) -> Clock:
+    """Returns zeros, for passes of so many widths."""
+    return Clock(jnp.zeros((widths,), jnp.int32), jnp.int32(0), jnp.int32(0))
 
 
 def empty_info(batch: int, k_max: int) -> Info:

@@ -1,92 +1,193 @@
-"""What a round costs, measured on the program that runs."""
+"""What a round costs: measured on the program that runs, and corrected while it does."""
 
 import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from cascades import hosts
 from cascades.cache import rewind
-from cascades.decoding import Request, State
+from cascades.decoding import Plan, State
+from cascades.generation import clock
 from cascades.generation import engine as engines
 from cascades.generation.engine import Compiled, Engine, Shapes
-from cascades.lookahead import Costs, given_costs
 from cascades.typing import Array
+
+_REPEATS = 5  # a disturbance that begins and ends tears two of them at most, and three others tell what is so
+_FEWEST, _BUDGET = 3, 2.0  # seconds, of a newcomer's first command: then three have to do, and the clock does the rest
+_WORTH_TELLING = 0.01  # by how much a round's cost has to differ before the lookahead is told
+
+Timer = Callable[["Trial"], tuple[float, np.ndarray]]
+
+
+class Trial(NamedTuple):
+    """A round to time: of how many drafts, and how many tokens the drafter lacks before it."""
+
+    drafts: int
+    lacks: int = 1
 
 
 def programs_for(engine: Engine, shapes: Shapes, ids: tuple[int, ...]) -> Compiled:
     """Returns compiled programs for prompts like `ids`, with costs measured on it if the lookahead wants them."""
     fresh = shapes not in engine.compiled
     compiled = engines.compile_for(engine, shapes, len(ids))
-    plan = engine.programs.plan
-    if fresh and plan.longest and plan.lookahead.timed and not engine.settings.costs:
-        began = time.perf_counter()
-        request = engines.row(engine, engines.prompt_width(engine, len(ids), shapes.slots), ids, shapes.slots)
-        compiled.costs = measure_costs(engine, compiled, request)
-        compiled.seconds += time.perf_counter() - began
+    plan, settings = engine.programs.plan, engine.settings
+    if fresh and settings.method == "speculative":
+        if settings.costs:
+            compiled.belief = clock.given(compiled.costs, plan.passes)
+        elif plan.lookahead.timed:
+            began = time.perf_counter()
+            seconds = measure_costs(plan, timer(engine, compiled, len(ids)))
+            compiled.belief = clock.measured(np.asarray(hosts.agreed(seconds.astype(np.float32)), np.float64))
+            compiled.costs = clock.costs(compiled.belief.seconds, plan.passes)
+            compiled.seconds += time.perf_counter() - began
     return compiled
 
 
-def measure_costs(engine: Engine, compiled: Compiled, request: Request, repeats: int = 3) -> Costs:
-    """Measures c and v_k on the compiled round itself, with drafts of a forced length.
+def trials(plan: Plan) -> list[Trial]:
+    """Returns rounds whose times tell what each pass takes.
 
-    Rounds of different k within one verify width differ by drafter steps alone, which gives c; the rest of each round
-    is v_k.
+    The longest draft of each width; of the width that holds the most lengths the shortest too, which differs from the
+    longest by drafter steps alone; and that once more behind a token that the drafter had missed. Where no width holds
+    two lengths (drafts of one token), a drafter step is what reads the last of one token more than a pass catches up
+    with: the round's other passes are those of the round before.
     """
-    plan = engine.programs.plan
-    ends = [width - 1 for width in plan.passes]
-    last = ends[-2] + 1 if len(ends) > 1 else 0  # shares the widest pass with k_max
-    lengths = sorted({*ends, last})
-    seconds = time_rounds(engine, compiled, request, lengths, repeats)
-    k_max = plan.k_max
-    if last < k_max:
-        draft = (seconds[k_max] - seconds[last]) / (k_max - last)
-    else:
-        draft = seconds[k_max] - seconds[0]
-    draft = min(max(draft, 0.0), *((seconds[k] - seconds[0]) / k for k in ends if k)) if k_max else 0.0
-    passes = np.maximum.accumulate([seconds[k] - k * max(draft, 0.0) for k in ends])
-    verify = [passes[next(i for i, end in enumerate(ends) if k <= end)] for k in range(k_max + 1)]
-    return given_costs(k_max, float(max(draft, 0.0)), tuple(float(x) for x in verify))
+    spans = list(zip((0, *plan.passes), plan.passes, strict=False))
+    low, high = max(((below, width - 1) for below, width in spans[1:]), key=lambda span: span[1] - span[0])
+    step = [Trial(low)] if low < high else [Trial(high, plan.catch_up + 1)]
+    return [*(Trial(width - 1) for width in plan.passes), *step, Trial(low, 2)]
 
 
-def time_rounds(
-    engine: Engine, compiled: Compiled, request: Request, lengths: list[int], repeats: int
-) -> dict[int, float]:
-    """Returns the median seconds of a round that drafts k tokens, for every k in `lengths`.
+def measure_costs(plan: Plan, time_round: Timer) -> np.ndarray:
+    """Returns the seconds of each kind of pass, see `clock.kinds`, by timing rounds in turn.
 
-    Every row holds the request's prompt, cut to what leaves the drafter room for them in its own context.
+    Each repeat takes all of them, in turn from the first to the last and back. They are compared within a repeat, and
+    of the ratios of all repeats the medians count, so that nothing hangs on when the machine was busy.
     """
+    each = trials(plan)
+    for trial in {each[0], each[-1]}:  # every model's memory is touched once
+        time_round(trial)
+    times: list[np.ndarray] = []
+    ran = np.zeros((len(each), len(plan.passes) + 2))
+    while len(times) < _FEWEST or (len(times) < _REPEATS and np.sum(times) < _BUDGET):
+        times.append(np.zeros(len(each)))
+        order = range(len(each)) if len(times) % 2 else reversed(range(len(each)))
+        for at in order:
+            times[-1][at], ran[at] = time_round(each[at])
+    seconds = np.stack(times)
+    scale = np.median(seconds, axis=1, keepdims=True)
+    took = np.median(seconds / scale, axis=0) * np.median(scale)
+    return _of_passes(took, ran)
+
+
+def _of_passes(took: np.ndarray, ran: np.ndarray) -> np.ndarray:
+    """Solves `ran @ seconds = took`, in which no pass takes less than nothing nor a wide one less than the first.
+
+    Args:
+      took: of each trial. ran: passes of each kind, by trial.
+    """
+    widths = ran.shape[1] - 2
+    *_, draft, catch_up = np.linalg.lstsq(ran, took, rcond=None)[0]
+    more = ran[1:widths, -2] - ran[0, -2]
+    # What the noise says beyond this would make a wide pass cheaper than a narrow one.
+    most = min(((took[1:widths] - took[0]) / np.maximum(more, 1)).tolist(), default=np.inf)
+    draft, catch_up = float(np.clip(draft, 0.0, max(most, 0.0))), max(float(catch_up), 0.0)
+    verify = np.maximum.accumulate(took[:widths] - ran[:widths, -2:] @ [draft, catch_up])
+    return np.array([*np.maximum(verify, 0.01 * took[0]), draft, catch_up])
+
+
+def timer(engine: Engine, compiled: Compiled, length: int) -> Timer:
+    """Returns a function that times a round behind a text of `length` tokens, and tells what ran.
+
+    No model has read that text, since what passes take does not hang on it. Its tokens do not repeat, so that a look-up
+    finds nothing there. It is cut to what leaves room for a round in the rows and in the drafter's own context.
+    """
+    plan, slots = engine.programs.plan, compiled.shapes.slots
+    room = min(slots, plan.drafter.context_length if plan.drafter else slots) - plan.k_max - 1
+    start = max(min(length, room), 1)
     state = engines.vacant(engine, compiled)
-    for slot in range(compiled.shapes.batch):
-        state = engines.admit(engine, compiled, state, request, slot)
-    drafter = engine.programs.plan.drafter
-    room = max(drafter.context_length - max(lengths), 1) if drafter else compiled.shapes.slots
-    start = min(int(np.asarray(hosts.whole(request.length))[0]), room)
+    text = np.broadcast_to(np.arange(slots, dtype=np.int32) % plan.vocab_size, state.tokens.shape)
+    tokens = jax.make_array_from_callback(text.shape, state.tokens.sharding, lambda index: text[index])
+    held: list[State] = [state._replace(tokens=tokens)]
     nothing = np.zeros((compiled.shapes.batch,), bool)
-    seconds: dict[int, float] = {}
-    for k in lengths:
-        times = []
-        for _ in range(repeats + 1):  # the first is warm-up: the drafter may have to catch up
-            state = jax.block_until_ready(_again(state, start, compiled.shapes.slots))
-            began = time.perf_counter()
-            state = jax.block_until_ready(engines.proceed(engine, compiled, state, nothing, 1, k))
-            times.append(time.perf_counter() - began)
-        seconds[k] = float(np.median(times[1:]))
-    return dict(zip(seconds, hosts.agreed(np.asarray([*seconds.values()], np.float32)).tolist(), strict=True))
+
+    def time_round(trial: Trial) -> tuple[float, np.ndarray]:
+        state = jax.block_until_ready(_again(held[0], start, trial.lacks, slots))
+        before = clock.kinds(hosts.whole(state.clock))
+        began = time.perf_counter()
+        held[0] = jax.block_until_ready(engines.proceed(engine, compiled, state, nothing, 1, trial.drafts))
+        seconds = time.perf_counter() - began
+        return seconds, clock.kinds(hosts.whole(held[0].clock)) - before
+
+    return time_round
 
 
-def _again(state: State, start: int, slots: int) -> State:
-    """Whatever the text did, every row takes part again and stands where its prompt ended. Nothing is compiled."""
+def _again(state: State, start: int, lacks: int, slots: int) -> State:
+    """Whatever the text did, every row takes part again and stands at `start`. Nothing is compiled."""
 
     def full(like: Array, value: int) -> Array:
         values = np.full(like.shape, value, like.dtype)
         return jax.make_array_from_callback(like.shape, like.sharding, lambda index: values[index])
 
+    drafter, read = state.drafter_cache, max(start - lacks, 0)
     return state._replace(
         finish=full(state.finish, 0),
         silent=full(state.silent, 0),
         length=full(state.length, start),
         limit=full(state.limit, slots),
         verifier_cache=rewind(state.verifier_cache, full(state.verifier_cache.length, start - 1)),
-        drafter_cache=state.drafter_cache and rewind(state.drafter_cache, full(state.drafter_cache.length, start - 1)),
+        drafter_cache=drafter and rewind(drafter, full(drafter.length, read)),
     )
+
+
+def corrected(engine: Engine, compiled: Compiled, state: State, ran: np.ndarray, seconds: float) -> State:
+    """Learns from a call that ran passes `ran` in `seconds`; returns the state, whose lookahead knows of new costs.
+
+    Costs that the user gave stay as they are, and so do those of several hosts, which must take the same steps.
+    """
+    belief = compiled.belief
+    if belief is None or hosts.several() or not ran.any():
+        return state
+    fresh, compiled.fresh = compiled.fresh, False
+    if fresh and belief.given:  # the first call of a program takes longer; what was measured has run
+        return state
+    compiled.belief = belief = clock.clocked(belief, ran, seconds)
+    if belief.given:
+        return state
+    plan = engine.programs.plan
+    costs = clock.costs(belief.seconds, plan.passes)
+    if clock.moved(costs, compiled.costs) < _WORTH_TELLING:
+        return state
+    compiled.costs = costs
+
+    def placed(new: Any, old: Any) -> Any:
+        return old if new is old else jax.device_put(np.asarray(new), old.sharding)
+
+    guide = plan.lookahead.recost(state.lookahead, costs)
+    return state._replace(lookahead=jax.tree.map(placed, guide, state.lookahead))
+
+
+def told(compiled: Compiled) -> dict[str, Any] | None:
+    """Returns the costs that the lookahead goes by, for a record; None where there are none.
+
+    draft, catch_up, verify: see `Costs`. unit_s: seconds of a verifier pass over one token, None where none was
+    clocked. given: by the user.
+    """
+    if compiled.belief is None:
+        return None
+    costs, unit = compiled.costs, compiled.belief.unit
+    return {
+        "draft": round(float(costs.draft), 4),
+        "catch_up": round(float(costs.catch_up), 4),
+        "verify": [round(each, 4) for each in np.asarray(costs.verify).tolist()],
+        "unit_s": None if unit is None else round(unit, 6),
+        "given": compiled.belief.given,
+    }
+
+
+def knob(draft: float, verify: Sequence[float], catch_up: float | None = None) -> str:
+    """Returns the words of a command line that give these costs to a run."""
+    figures = f"{draft:.3f}, ({', '.join(f'{each:.3f}' for each in verify)})"
+    return f'--gin.COSTS="({figures}{"" if catch_up is None else f", {catch_up:.3f}"})"'

@@ -19,6 +19,7 @@ from cascades.decoding.plan import fine_widths
 from cascades.decoding.round import advance
 from cascades.distributions import Sampling
 from cascades.errors import UserError
+from cascades.generation.clock import Belief
 from cascades.generation.pair import LoadedModel, LoadedPair, shared_vocabulary
 from cascades.generation.settings import Settings
 from cascades.lookahead import Costs, given_costs
@@ -42,7 +43,9 @@ class Compiled:
     """Programs of one set of shapes.
 
     starts: prefills of one row, by the width of the prompt: a decoder has one, an encoder as many as were needed.
-    vacant, insert, run: see `Programs`. costs: given, or measured. seconds: spent compiling and measuring.
+    vacant, insert, run: see `Programs`. costs: what the lookahead goes by: given, or measured and corrected. seconds:
+    spent compiling and measuring. belief: what passes take, by the clock; None where nobody asks. fresh: requests have
+    not been decoded yet.
     """
 
     shapes: Shapes
@@ -52,6 +55,8 @@ class Compiled:
     run: Any
     costs: Costs
     seconds: float
+    belief: Belief | None = None
+    fresh: bool = True
 
 
 class Engine(NamedTuple):
@@ -207,7 +212,7 @@ def prompt_width(engine: Engine, length: int, slots: int) -> int:
 def compile_for(engine: Engine, shapes: Shapes, length: int) -> Compiled:
     """Returns the programs of these shapes for prompts of `length` tokens, compiled where they are not there yet.
 
-    Where the lookahead wants costs that are not given, they are still to be measured: see `costs.programs_for`.
+    What is known of costs is still to be added: see `costs.programs_for`.
     """
     width, known = prompt_width(engine, length, shapes.slots), engine.compiled.get(shapes)
     if known is not None and width in known.starts:
@@ -226,7 +231,7 @@ def _compiled(engine: Engine, shapes: Shapes, width: int) -> Compiled:
     settings, programs = engine.settings, engine.programs
     plan, weights = programs.plan, (engine.verifier_params, engine.drafter_params)
     given = settings.costs if plan.k_max == settings.k_max else None  # a baseline drafts nothing
-    costs = given_costs(plan.k_max, *(given or (0.0, ())))
+    costs = given_costs(plan.k_max, *(given or (0.0, ())))  # pyright: ignore[reportArgumentType]
     guide = initial(engine, shapes.batch, costs)
     vacant = programs.vacant.lower(guide, shapes.slots).compile()
     # On a mesh the loop takes the state where it lies once it is there.

@@ -46,6 +46,7 @@ def stats(
     prefill_s: float,
     ttft_s: float,
     start_s: float = 0.0,
+    costs: dict | None = None,
 ) -> dict:
     """Returns the figures of one request (or, of summed counts, of several), None where a rate has no basis.
 
@@ -57,7 +58,7 @@ def stats(
     found. wall_s: from when the request, or the batch that it was admitted with,
     was taken up, to its last token, without compile_s. prefill_s: the part of it before its prompt was read. ttft_s: to
     the first token. start_s: when wall_s began to count, in seconds after the engine was built. drafter_nan: 1 where
-    the drafter said NaN and the request went on without it.
+    the drafter said NaN and the request went on without it. costs: see `costs.told`; None without a drafter.
     """
     drafted, decided, calls = int(info.drafted), int(info.decided), int(info.verifier_calls)
     return {
@@ -90,6 +91,7 @@ def stats(
         "ttft_s": round(ttft_s, 4),
         "start_s": round(start_s, 4),
         "tokens_per_s": _ratio(tokens_out, wall_s),
+        "costs": costs,
     }
 
 

@@ -32,7 +32,8 @@ class Settings:
     max_new_tokens: per request. context: most tokens of prompt and answer; None is what the prompts need.
     batch_size: requests that are decoded together. stop: strings that end an answer, or one. ignore_eos: for
       benchmarks.
-    costs: c and v_0 … v_k_max for the lookahead; None measures them at start-up.
+    costs: for the lookahead, see `given_costs`: (c, (v_0, …, v_k_max)), and if need be what the drafter takes to catch
+      up. They stay as they are, so that a run repeats; None measures them at start-up, and corrects them while it runs.
 
     Raises:
       UserError: a knob with a value that it cannot have.
@@ -56,7 +57,7 @@ class Settings:
     batch_size: int = 1
     stop: Sequence[str] = ()
     ignore_eos: bool = False
-    costs: tuple[float, tuple[float, ...]] | None = None
+    costs: tuple[float, tuple[float, ...]] | tuple[float, tuple[float, ...], float] | None = None
 
     def __post_init__(self):
         checks.one_of("METHOD", self.method, METHODS)
@@ -98,12 +99,12 @@ class Settings:
                 )
         if self.costs is not None:
             try:
-                draft, verify = self.costs
-                given_costs(self.k_max, draft, tuple(verify))
+                draft, verify, *catch_up = self.costs
+                given_costs(self.k_max, draft, tuple(verify), *catch_up)
             except (TypeError, ValueError) as error:
                 raise UserError(
-                    f"COSTS must be (c, (v_0, …, v_{self.k_max})), a drafter step and verifier passes, "
-                    f"not {self.costs!r}: {error}"
+                    f"COSTS must be (c, (v_0, …, v_{self.k_max})), a drafter step and verifier passes, or have a third "
+                    f"figure for a drafter that catches up, not {self.costs!r}: {error}"
                 ) from None
 
     @property

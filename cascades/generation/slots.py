@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from cascades import hosts
-from cascades.decoding import Finish, Info, Request, State
+from cascades.decoding import Clock, Finish, Info, Request, State
+from cascades.generation import clock, costs
 from cascades.generation import engine as engines
-from cascades.generation.costs import programs_for
 from cascades.generation.engine import Compiled, Engine, Shapes
 from cascades.generation.results import Result, finish_name, origin_name, row, stats
 from cascades.generation.text import Text
@@ -90,7 +90,7 @@ class Session:
             last = self._shown[-1][1] if self._shown else 0
             yield from (Token(self.index, piece, who) for piece, who in self._text.flush(last))
 
-    def result(self, finish: Finish, info: Info, now: float, start_s: float) -> Result:
+    def result(self, finish: Finish, info: Info, now: float, start_s: float, told: dict | None) -> Result:
         count = len(self._shown)
         return Result(
             prompt=self.query.prompt,
@@ -107,6 +107,7 @@ class Session:
                 prefill_s=self.ready - self.began,
                 ttft_s=self._first_token - self.began if self._first_token else 0.0,
                 start_s=start_s,
+                costs=told,
             ),
         )
 
@@ -120,11 +121,12 @@ class Slots:
     def __init__(self, engine: Engine, shapes: Shapes, example: Query):
         """Compiles what is not yet compiled. shapes: rows and slots of the loop. example: one of the requests."""
         self._engine = engine
-        self._compiled = programs_for(engine, shapes, example.ids)
+        self._compiled = costs.programs_for(engine, shapes, example.ids)
         self._state: State = engines.vacant(engine, self._compiled)
         self._sessions: list[Session | None] = [None] * shapes.batch
         self._stop = np.zeros((shapes.batch,), bool)
         self._fresh = False
+        self._ran = clock.kinds(hosts.whole(self._state.clock))
 
     @property
     def free(self) -> int:
@@ -138,7 +140,7 @@ class Slots:
     def admit(self, queries: Sequence[tuple[int, Query]]) -> None:
         """Prefills requests, each with its index, into free slots; they are one batch, whose time begins now."""
         for _, query in queries:  # an encoder may need another width
-            programs_for(self._engine, self._compiled.shapes, query.ids)
+            costs.programs_for(self._engine, self._compiled.shapes, query.ids)
         compile_s, self._compiled.seconds = self._compiled.seconds, 0.0
         began = time.perf_counter()
         for index, query in queries:
@@ -161,9 +163,12 @@ class Slots:
           Tokens as they are decided, and each request's result as soon as it has ended; its slot is free from then on.
         """
         count, self._fresh = 1 if self._fresh else rounds, False
+        began = time.perf_counter()
         self._state = engines.proceed(self._engine, self._compiled, self._state, self._stop, count, eager=eager)
         look = _Look.at(self._state)
         now = time.perf_counter()
+        ran, self._ran = clock.kinds(look.clock) - self._ran, clock.kinds(look.clock)
+        self._state = costs.corrected(self._engine, self._compiled, self._state, ran, now - began)
         for slot, session in enumerate(self._sessions):
             if session is None:
                 continue
@@ -173,7 +178,8 @@ class Slots:
                 continue
             self._sessions[slot], self._stop[slot] = None, True
             yield from session.flush()
-            result = session.result(finish, row(look.info, slot), now, session.began - self._engine.born)
+            told = costs.told(self._compiled)
+            result = session.result(finish, row(look.info, slot), now, session.began - self._engine.born, told)
             yield Finished(session.index, result)
 
 
@@ -229,10 +235,12 @@ class _Look(NamedTuple):
     length: np.ndarray
     finish: np.ndarray
     info: Info
+    clock: Clock
 
     @classmethod
     def at(cls, state: State) -> "_Look":
-        return cls(*hosts.whole((state.tokens, state.origins, state.length, state.finish, state.info)))
+        seen = state.tokens, state.origins, state.length, state.finish, state.info, state.clock
+        return cls(*hosts.whole(seen))
 
     def new(self, at: int, start: int) -> list[tuple[int, int]]:
         part = slice(start, int(self.length[at]))

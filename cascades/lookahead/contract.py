@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from cascades.errors import UserError
 from cascades.typing import Array, Bool, Float, Int
@@ -49,16 +50,24 @@ class Costs(NamedTuple):
     """What a round takes, in units of a verifier pass over one token; measured or given, never guessed.
 
     draft: c, one drafter step. verify: `[k_max + 1]`, v_k, a verifier pass over k drafts and the token before them.
+    catch_up: one drafter pass that reads tokens it had missed, and scores what follows.
     """
 
     draft: Float[Array, ""]
     verify: Float[Array, " m"]
+    catch_up: Float[Array, ""]
 
 
 def whatever_is_drawn(state: Any, drafted: Drafted, own: Float[Array, " b"]) -> tuple[Any, Bool[Array, " b"]]:
     """The `drawn` of a controller to which the token itself does not matter."""
     del drafted
     return state, jnp.ones(own.shape, bool)
+
+
+def whatever_it_costs(state: Any, costs: Costs) -> Any:
+    """The `recost` of a controller that reads no costs."""
+    del costs
+    return state
 
 
 class DraftLength(NamedTuple):
@@ -74,6 +83,8 @@ class DraftLength(NamedTuple):
     drawn: `(state, Drafted, own) -> (state, more)`: whether to draft another behind the token that was drawn; `own` is
       its raw probability, `[b]`. Another is drafted where both want one.
     update: `(state, Verdict) -> state`, called for rows that took part in a round.
+    recost: `(state, Costs) -> state`, once the costs are known better than before. It is called between two rounds,
+      outside of any program, and computes what `init` does, so that nothing is compiled for it.
     timed: whether `costs` are read, so that they are worth measuring.
     name: for people; two controllers that differ should differ in it.
     """
@@ -83,6 +94,7 @@ class DraftLength(NamedTuple):
     step: Callable[[Any, Drafted], tuple[Any, Bool[Array, " b"], Bool[Array, " b"]]]
     update: Callable[[Any, Verdict], Any]
     drawn: Callable[[Any, Drafted, Float[Array, " b"]], tuple[Any, Bool[Array, " b"]]] = whatever_is_drawn
+    recost: Callable[[Any, Costs], Any] = whatever_it_costs
     timed: bool = False
     name: str = "custom"
 
@@ -110,8 +122,11 @@ def check_number(name: str, value: Any, low: float, high: float) -> None:
         raise UserError(f"{name} must be a number from {low:g} to {high:g}, not {value!r}")
 
 
-def given_costs(k_max: int, draft: float, verify: tuple[float, ...] = ()) -> Costs:
-    """Returns `Costs` from figures: c, and v_0 … v_k_max in any unit of its own (empty: 1 for each).
+def given_costs(k_max: int, draft: float, verify: tuple[float, ...] = (), catch_up: float | None = None) -> Costs:
+    """Returns `Costs` from figures in any unit of their own.
+
+    Args:
+      draft: c. verify: v_0 … v_k_max; empty is 1 for each. catch_up: None is c.
 
     Raises:
       UserError: a figure is not a positive number, or `verify` is not of length k_max + 1.
@@ -121,4 +136,7 @@ def given_costs(k_max: int, draft: float, verify: tuple[float, ...] = ()) -> Cos
         raise UserError(f"verify costs must be {k_max + 1} positive numbers, one for each k from 0, not {passes}")
     if not (math.isfinite(draft) and draft >= 0):
         raise UserError(f"the cost of a drafter step must be a number from 0, not {draft}")
-    return Costs(jnp.asarray(draft / passes[0], jnp.float32), jnp.asarray([x / passes[0] for x in passes], jnp.float32))
+    missed = draft if catch_up is None else catch_up
+    if not (math.isfinite(missed) and missed >= 0):
+        raise UserError(f"the cost of a drafter's catching up must be a number from 0, not {missed}")
+    return Costs(*(jnp.asarray(np.divide(each, passes[0]), jnp.float32) for each in (draft, passes, missed)))

@@ -140,6 +140,7 @@ def verifier_guided(
         propose=Bound(_propose, tuning),
         step=Bound(_step, tuning),
         update=Bound(_update, tuning),
+        recost=Bound(_recost, tuning),
         timed=True,
         name="verifier_guided",
     )
@@ -174,6 +175,11 @@ def _init(tuning: Tuning, batch: int, costs: Costs) -> Guided:
         draft=row * costs.draft,
         verify=jnp.broadcast_to(costs.verify[None, :], (batch, costs.verify.shape[0])).astype(jnp.float32),
     )
+
+
+def _recost(tuning: Tuning, state: Guided, costs: Costs) -> Guided:
+    first = _init(tuning, state.draft.shape[0], costs)
+    return state._replace(rare=first.rare, draft=first.draft, verify=first.verify)
 
 
 def _propose(

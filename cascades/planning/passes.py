@@ -126,7 +126,7 @@ def draft_cost(loop: Loop) -> Cost:
     index, flag = (_array(place, (), dtype) for dtype in (jnp.int32, jnp.bool_))
     row, rows = state.length, _rows(place, jax.ShapeDtypeStruct((batch,), jnp.bool_))
     asked = Asked(rows, row, loop.keys.token, flag, state.sampling)
-    now = Drafting(index, loop.drafts, said, state.drafter_cache, state.lookahead)
+    now = Drafting(index, loop.drafts, said, state.drafter_cache, state.lookahead, state.clock)
 
     def run(params, asked, now, due):
         return drafting.drafter_step(plan, params, asked, now, due)

@@ -27,9 +27,8 @@ from cascades.generation import (
     load_pair,
     queries,
 )
-from cascades.generation.costs import programs_for, time_rounds
+from cascades.generation.costs import Trial, knob, programs_for, timer
 from cascades.generation.engine import slots_for
-from cascades.generation.slots import request_of
 from cascades.lookahead import fixed
 from cascades.runs import terminal
 
@@ -87,8 +86,7 @@ def costs(
     out.print(table(outcome.rows))
     first = outcome.rows[0].round
     passes = [max((row.round - row.k * outcome.draft) / first, 1e-3) for row in outcome.rows]
-    figures = ", ".join(f"{each:.3f}" for each in passes)
-    out.print(f'--gin.COSTS="({outcome.draft / first:.3f}, ({figures}))"', highlight=False, soft_wrap=True)
+    out.print(knob(outcome.draft / first, passes), highlight=False, soft_wrap=True)
     return outcome
 
 
@@ -99,18 +97,18 @@ def measure(engine: Engine, prompt: str, repeats: int, prompts: PromptSpec = Pro
     length = len(query.ids)
     shapes = Shapes(settings.batch_size, slots_for(engine, [length + query.max_new_tokens]))
     compiled = programs_for(engine, shapes, query.ids)
-    request = request_of(engine, compiled, query)
+    time_round = timer(engine, compiled, length)
     lengths = range(settings.k_max + 1)
     steps = _pass(pair.drafter, shapes, length, 1) if pair.drafter else lambda: 0.0  # a look-up costs none
     widths = engine.programs.plan.passes
     alone = {width: _pass(pair.verifier, shapes, length, width) for width in widths}
+    time_round(Trial(settings.k_max))  # as the passes alone, it has run once before it is timed
     draft, verify, rounds = [], [], []
     for _ in range(repeats):
         draft.append(steps())
         passes = {width: each() for width, each in alone.items()}
         verify.append([next(passes[width] for width in widths if width > k) for k in lengths])
-        seconds = time_rounds(engine, compiled, request, list(lengths), 1)
-        rounds.append([seconds[k] for k in lengths])
+        rounds.append([time_round(Trial(k))[0] for k in lengths])
     median = statistics.median
     rows = []
     for k in lengths:

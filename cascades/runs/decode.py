@@ -139,7 +139,7 @@ def decode(
     finally:
         if results:
             err.print(terminal.table(results, None if interactive else places))
-            for told in (terminal.positions(results), terminal.without_drafter(results)):
+            for told in (terminal.positions(results), terminal.without_drafter(results), *terminal.costs(results)):
                 if told:
                     err.print(told, highlight=False, soft_wrap=True)
             seconds = terminal.compile_seconds(results)

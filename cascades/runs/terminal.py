@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cascades.decoding import Origin
 from cascades.generation import Result
+from cascades.generation.costs import knob
 
 STYLES = {
     Origin.DRAFT: "green",
@@ -164,6 +165,32 @@ def without_drafter(results: Sequence[tuple[int, Result]]) -> str:
     """Returns a line on the requests whose drafter said NaN; nothing where there were none."""
     count = sum(result.stats.get("drafter_nan", 0) for _, result in results)
     return f"the drafter said NaN: {count} request{'s'[: count > 1]} went on without it" if count else ""
+
+
+def costs(results: Sequence[tuple[int, Result]]) -> Sequence[str]:
+    """Returns a line on what was won, and on the costs by which it was tried; and one by which they may be given back.
+
+    Nothing where there are no costs: no drafter, or a controller that reads none.
+    """
+    known = [result.stats for _, result in results if result.stats.get("costs")]
+    if not known:
+        return ()
+    last, lines = known[-1]["costs"], []
+    clocked = [stats for stats in known if stats["costs"]["unit_s"]]
+    seconds = sum(stats["wall_s"] - stats["prefill_s"] for stats in clocked)
+    alone = sum(stats["tokens_out"] * stats["costs"]["unit_s"] for stats in clocked)
+    verify = last["verify"]
+    shown = [k for k in (1, 4, len(verify) - 1) if k < len(verify)]
+    of_k = ", ".join(f"{verify[k]:.2f} (k = {k})" for k in dict.fromkeys(shown))
+    if seconds > 0:
+        unit = 1e3 * clocked[-1]["costs"]["unit_s"]
+        lines.append(
+            f"decoding {alone / seconds:.2f}x as fast as the verifier alone, computed from its own measured pass "
+            f"({unit:.1f} ms); of that a drafter step takes {last['draft']:.2f}, a pass over k drafts {of_k}"
+        )
+    if not last["given"]:
+        lines.append("the same costs again: " + knob(last["draft"], verify, last["catch_up"]))
+    return lines
 
 
 def compile_seconds(results: Sequence[tuple[int, Result]]) -> int | float:

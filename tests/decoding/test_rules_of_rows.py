@@ -78,7 +78,7 @@ def several(coupling="maximal", chosen=SOME):
 
 
 def rows_of(state, row):
-    state = state._replace(key=jax.random.key_data(state.key), draft_logits=None)
+    state = state._replace(key=jax.random.key_data(state.key), draft_logits=None, clock=None)
     return [np.asarray(leaf)[row] for leaf in jax.tree.leaves(state)]
 
 

@@ -65,10 +65,11 @@ def test_an_insertion_leaves_the_others_as_they_are_and_nothing_of_who_sat_there
     row = programs.start(
         pair.verifier, pair.drafter, request(crowd()[7:8]), plan.lookahead.init(1, given_costs(plan.k_max, 0.2)), SLOTS
     )
-    put = jax.tree.map(np.asarray, row._replace(key=jax.random.key_data(row.key), draft_logits=None))
+    nobodys = {"draft_logits": None, "clock": None}
+    put = jax.tree.map(np.asarray, row._replace(key=jax.random.key_data(row.key), **nobodys))
     after = programs.insert(state, row, jnp.int32(2))
-    after = jax.tree.map(np.asarray, after._replace(key=jax.random.key_data(after.key), draft_logits=None))
-    for old, new, one in zip(*(map(jax.tree.leaves, (before._replace(draft_logits=None), after, put))), strict=True):
+    after = jax.tree.map(np.asarray, after._replace(key=jax.random.key_data(after.key), **nobodys))
+    for old, new, one in zip(*(map(jax.tree.leaves, (before._replace(**nobodys), after, put))), strict=True):
         np.testing.assert_array_equal(new[2:3], one)
         np.testing.assert_array_equal(np.delete(new, 2, axis=0), np.delete(old, 2, axis=0))
 

@@ -99,5 +99,16 @@ def test_functions_that_are_no_rules():
 def test_costs():
     given = (0.1, (1.0, 1.1, 1.2))
     assert Settings(k_max=2, costs=given).costs == given
-    for costs in ((0.1,), (0.1, (1.0, 1.1)), (math.nan, (1.0,) * 3), (0.1, (1.0, 0.0, 1.0)), "ab", 3):
+    assert Settings(k_max=2, costs=(*given, 0.2)).costs == (*given, 0.2)
+    assert "catching up must be a number" in refused(k_max=2, costs=(*given, -1.0))
+    for costs in (
+        (0.1,),
+        (*given, 0.1, 0.1),
+        (*given, "a"),
+        (0.1, (1.0, 1.1)),
+        (math.nan, (1.0,) * 3),
+        (0.1, (1.0, 0.0, 1.0)),
+        "ab",
+        3,
+    ):
         assert "COSTS must be (c, (v_0, …, v_2))" in refused(k_max=2, costs=costs)

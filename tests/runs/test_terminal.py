@@ -154,3 +154,28 @@ def test_shares_by_position_are_of_summed_counts():
     assert terminal.positions([(0, result([0, 0], [None, None]))]) == ""
     found = terminal.positions([(0, result([30, 10, 0], [0.5, 0.1, None])), (1, result([10, 0, 0], [0.9, None, None]))])
     assert found == "accepted at position 1, 2, … of a draft: 60%, 10%"
+
+
+COSTS = {"draft": 0.08, "catch_up": 0.1, "verify": [1.0, 1.1, 1.1, 1.3, 1.3, 1.42], "unit_s": 0.02, "given": False}
+
+
+def test_the_speed_is_told_against_the_verifiers_own_pass_and_the_costs_as_they_were_at_last():
+    first = result(tokens=100, seconds=2.5, prefill_s=0.5, costs=COSTS | {"unit_s": 0.03})
+    last = result(tokens=50, seconds=1.0, prefill_s=0.5, costs=COSTS)
+    told, again = terminal.costs([(1, first), (0, last)])
+    assert told == (
+        "decoding 1.60x as fast as the verifier alone, computed from its own measured pass (20.0 ms); of that a "
+        "drafter step takes 0.08, a pass over k drafts 1.10 (k = 1), 1.30 (k = 4), 1.42 (k = 5)"
+    )
+    assert again.endswith('--gin.COSTS="(0.080, (1.000, 1.100, 1.100, 1.300, 1.300, 1.420), 0.100)"')
+
+
+def test_costs_that_were_given_need_not_be_told_how_to_give():
+    (told,) = terminal.costs([(0, result(prefill_s=1.0, costs=COSTS | {"given": True, "verify": [1.0, 1.1]}))])
+    assert told.endswith("a pass over k drafts 1.10 (k = 1)")
+    assert terminal.costs([(0, result(prefill_s=1.0, costs=COSTS | {"given": True, "unit_s": None}))]) == []
+
+
+@pytest.mark.parametrize("others", [{"costs": None}, {}], ids=str)
+def test_nothing_is_told_where_there_are_no_costs(others):
+    assert not terminal.costs([(0, result(prefill_s=1.0, **others))])
