@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import lax
 
+from cascades.models import layers
 from cascades.typing import Array, Float, Int, Params
 
 KINDS = ("int8", "w8a8")
@@ -46,15 +46,15 @@ class Int8:
         """Contracts the last `axes` axes of `x` with the last `axes` of the matrix; int8 is exact in bfloat16."""
         outer, out = x.shape[: x.ndim - axes], self.values.shape[: self.values.ndim - axes]
         inner = math.prod(x.shape[x.ndim - axes :])
-        rows, kernel, form = x.reshape(-1, inner), self.values.reshape(-1, inner), (((1,), (1,)), ((), ()))
+        rows, kernel = x.reshape(-1, inner), self.values.reshape(-1, inner)
         if self.activations:
             wide = rows.astype(jnp.float32)
             step = jnp.max(jnp.abs(wide), axis=1, keepdims=True) / _LARGEST
             step = jnp.where(step == 0, 1.0, step)  # NaN stays NaN: int8 cannot hold it
             rows = jnp.round(wide / step).astype(jnp.int8)
-            y = step * lax.dot_general(rows, kernel, form, preferred_element_type=jnp.int32).astype(jnp.float32)
+            y = step * layers.product(rows, kernel, jnp.int32).astype(jnp.float32)
         else:
-            y = lax.dot_general(rows, kernel.astype(x.dtype), form, preferred_element_type=jnp.float32)
+            y = layers.product(rows, kernel.astype(x.dtype), jnp.float32)
         return (y * self.scale.reshape(1, -1)).astype(out_dtype or x.dtype).reshape(*outer, *out)
 
     def lookup(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s d"]:

@@ -8,8 +8,9 @@ import jax
 import pytest
 import tiny
 
-# What is printed should not hang on where the tests run.
+# What is printed and computed should not hang on where the tests run: in float32 on any CPU, unless a test says more.
 os.environ["TERM"] = "xterm"
+os.environ["CASCADES_CPUINFO"] = os.devnull
 for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
     os.environ.pop(name, None)
 

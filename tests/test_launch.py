@@ -254,6 +254,12 @@ def test_the_text_goes_to_stdout_and_the_rest_to_stderr(tiny_files, capsys, tmp_
         for number, prompt in enumerate(["the", "lazy\ndog", "12"], 1)
     )
     assert err.startswith("verifier_only: ") and "tok/s" in err and "all 3" in err and "compiled in" in err
+    assert err.splitlines()[1].startswith("computing in float32: ")
+
+
+def test_a_dtype_that_is_asked_for_needs_no_reason(tiny_files, capsys):
+    assert tiny.launch(*tiny.pair(tiny_files, METHOD="verifier_only", DTYPE="float32"), "--prompt=the") == 0
+    assert "computing in" not in capsys.readouterr().err
 
 
 def test_one_prompt_alone_is_the_whole_output(tiny_files, capsys, tmp_path):

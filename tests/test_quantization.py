@@ -96,6 +96,17 @@ def test_activations_are_quantised_row_by_row(dtype):
     np.testing.assert_array_equal(packed.contract(jnp.zeros((1, 32), dtype)), jnp.zeros((1, 16)))
 
 
+@pytest.mark.parametrize("kind", ["int8", "w8a8"])
+def test_a_single_row_is_multiplied_as_two(kind):
+    """XLA on CPUs has no fast product of int8, or of bfloat16, for one row."""
+    packed = jax.tree.map(jnp.asarray, quantization.packer(kind)(("q", "kernel"), np.ones((16, 32), np.float32)))
+    x = jnp.ones((1, 1, 32), jnp.bfloat16)
+    text = jax.jit(packed.contract).lower(x).compile().as_text()
+    wide = "s32" if kind == "w8a8" else "f32"
+    assert f"{wide}[2,16]" in text and f"{wide}[1,16]{{1,0}} dot(" not in text
+    np.testing.assert_array_equal(packed.contract(x), packed.contract(jnp.ones((2, 1, 32), jnp.bfloat16))[:1])
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("config", [CONFIG, T5], ids=["decoder", "t5"])
 def test_a_quantised_cache_says_nearly_the_same_in_passes_of_any_width(config, dtype):

@@ -3,7 +3,7 @@ host's side of the loop, what is reported."""
 
 from cascades.generation.engine import Engine, Shapes, build
 from cascades.generation.pair import LoadedModel, LoadedPair, load_pair, shared_vocabulary
-from cascades.generation.placement import default_dtype
+from cascades.generation.placement import default_dtype, dtype_taken
 from cascades.generation.programs import compilation_cache
 from cascades.generation.results import Result
 from cascades.generation.settings import METHODS, Settings
@@ -30,6 +30,7 @@ __all__ = [
     "compilation_cache",
     "complete",
     "default_dtype",
+    "dtype_taken",
     "generate",
     "load_pair",
     "named",

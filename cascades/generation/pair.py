@@ -61,6 +61,7 @@ def load_pair(spec: PairSpec, *, chat_template: str | None = None) -> LoadedPair
     verifier, drafter = spec.verifier, spec.drafter
     order, uri = pairing.split_drafter(None if drafter is None else str(drafter.uri))
     dtype, (place, drafter_place) = default_dtype(spec.dtype), spec.layouts()
+    hosts.agree({"DTYPE, by the processor where it is None": jnp.dtype(dtype).name})
     large = _load(verifier, dtype, place, spec.kernels)
     large = large._replace(tokenizer=large.tokenizer.using(chat_template))
     pairing.check_verifier(large.model, large.name)

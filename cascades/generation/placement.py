@@ -1,5 +1,7 @@
 """Where the arrays of a run live, and in which type they are computed."""
 
+import os
+import pathlib
 from typing import Any
 
 import jax
@@ -11,6 +13,8 @@ from cascades.errors import UserError
 from cascades.sharding import STRATEGIES, mesh_of
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# What Linux calls the instructions that multiply bfloat16, by their common names, the fastest first.
+_INSTRUCTIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512", "bf16": "Arm's BF16"}
 
 
 def check_dtype(name: Any) -> None:
@@ -20,11 +24,59 @@ def check_dtype(name: Any) -> None:
 
 
 def default_dtype(name: str | None):
-    """Returns the dtype of weights: what was asked, or bfloat16 on an accelerator and float32 on a CPU."""
+    """Returns the dtype in which models decode: what was asked, or the fastest that the machine multiplies itself.
+
+    That is bfloat16 on an accelerator and on a CPU that has instructions for it, else float32.
+    """
+    check_dtype(name)
+    if name is None:
+        return jnp.bfloat16 if jax.default_backend() != "cpu" or _instructions() else jnp.float32
+    return _DTYPES[name]
+
+
+def training_dtype(name: str | None):
+    """Returns the dtype in which models train: what was asked, or bfloat16 on an accelerator and float32 on a CPU.
+
+    So that a run says of itself where it rounds, and one that does not learns the same on every CPU.
+    """
     check_dtype(name)
     if name is None:
         return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return _DTYPES[name]
+
+
+def dtype_taken() -> str:
+    """Returns which dtype is taken where none is asked for, and why, in one line."""
+    if default_dtype(None) == jnp.float32:
+        return "computing in float32: this processor is not known to multiply bfloat16 itself"
+    why = "as accelerators do"
+    if jax.default_backend() == "cpu":
+        why = f"which this processor multiplies itself ({_instructions()})"
+    return (
+        f"computing in bfloat16, {why}; --gin.DTYPE=\"'float32'\" is slower, and lossless greedy text is then the "
+        "verifier's own to the last token"
+    )
+
+
+def bfloat16_instructions(cpuinfo: str) -> str | None:
+    """Returns the name of the instructions by which every processor of a machine multiplies bfloat16, or None.
+
+    Args:
+      cpuinfo: the text of Linux's /proc/cpuinfo.
+    """
+    lines = (line.partition(":") for line in cpuinfo.splitlines())
+    each = [set(value.split()) for name, _, value in lines if name.strip() in ("flags", "Features")]
+    shared = set.intersection(*each) if each else set()
+    return next((name for flag, name in _INSTRUCTIONS.items() if flag in shared), None)
+
+
+def _instructions() -> str | None:
+    """`bfloat16_instructions` of this machine. CASCADES_CPUINFO names another file, where a sandbox hides the first."""
+    try:
+        text = pathlib.Path(os.environ.get("CASCADES_CPUINFO") or "/proc/cpuinfo").read_text(errors="replace")
+    except OSError:  # not Linux
+        return None
+    return bfloat16_instructions(text)
 
 
 def check_strategy(knob: str, name: Any) -> None:

@@ -39,7 +39,7 @@ class PairSpec:
     """A verifier, its drafter, and what the two share.
 
     verifier, drafter: a drafter without a uri is none.
-    dtype: "float32" or "bfloat16"; None is bfloat16 on a TPU or GPU, float32 on a CPU.
+    dtype: "float32" or "bfloat16"; None is the fastest that the machine multiplies itself, see `default_dtype`.
     mesh: (data, model), how many ways batch and models are split over all devices; with model None, as many as are
       left. None is one device.
     kernels: whether TPUs attend to a cache by the package's Pallas kernel; False leaves it to XLA.

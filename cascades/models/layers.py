@@ -80,27 +80,30 @@ def contract(x: Array, kernel, axes: int = 1, out_dtype=None) -> Array:
     inner = math.prod(x.shape[x.ndim - axes :])
     # As one plain matrix product: given more axes, XLA on CPUs transposes a copy of the kernel at every call.
     x, kernel = x.reshape(-1, inner), kernel.reshape(-1, inner)
-    product = functools.partial(_product, dtype=out_dtype or x.dtype)
+    return product(x, kernel, out_dtype or x.dtype).reshape(*outer, *out)
+
+
+def product(x: Array, kernel: Array, dtype) -> Array:
+    """Returns `x · kernelᵀ`, `[m, i]` times `[o, i]`, in `dtype`: the one product of all kernels, on any machine."""
+    plain = functools.partial(_product, dtype=dtype)
     if x.dtype == jnp.float32:
-        y = product(x, kernel)
-    else:
-        y = lax.platform_dependent(x, kernel, cpu=functools.partial(_narrow_product_on_cpu, product), default=product)
-    return y.reshape(*outer, *out)
+        return plain(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=functools.partial(_narrow_product_on_cpu, dtype=dtype), default=plain)
 
 
-def _product(x: Float[Array, "m i"], kernel: Float[Array, "o i"], dtype) -> Float[Array, "m o"]:
+def _product(x: Array, kernel: Array, dtype) -> Array:
     return lax.dot_general(x, kernel, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
 
 
-def _narrow_product_on_cpu(product, x: Float[Array, "m i"], kernel: Float[Array, "o i"]) -> Float[Array, "m o"]:
-    """XLA on CPUs multiplies bfloat16 as it is only for two rows or more and a float32 result.
+def _narrow_product_on_cpu(x: Array, kernel: Array, dtype) -> Array:
+    """XLA on CPUs multiplies bfloat16 and int8 as they are only for two rows or more and a float32 or int32 result.
 
-    Otherwise it first copies the kernel to float32, which takes several times as long.
+    Otherwise it first copies the kernel to float32, or multiplies int8 number by number, several times as slowly.
     """
     rows = x.shape[0]
     x = jnp.concatenate([x, x]) if rows == 1 else x
-    wide = product(x, kernel, dtype=jnp.float32)
-    return wide[:rows].astype(product.keywords["dtype"])
+    wide = _product(x, kernel, jnp.float32 if dtype == jnp.bfloat16 else dtype)
+    return wide[:rows].astype(dtype)
 
 
 def lookup(table, tokens: Int[Array, "b s"]) -> Float[Array, "b s d"]:

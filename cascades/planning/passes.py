@@ -178,7 +178,8 @@ def whole_cost(loop: Loop) -> Whole:
 def _arrays(side: Side, sizes: Sizes) -> tuple[Model, Any, Any]:
     """A model, and the shapes of its weights and cache in their places."""
     config, place, dtype = side.config, side.place, jnp.bfloat16
-    model = decoder(config, dtype, place, jnp.int8 if side.cache else None, kernels=side.kernels, chunk=CHUNKS["tpu"])
+    cache_dtype, (chunk,) = jnp.int8 if side.cache else None, CHUNKS["tpu"]
+    model = decoder(config, dtype, place, cache_dtype, kernels=side.kernels, chunk=chunk)
     params = abstract_params(config, dtype)
     params = quantization.pack_all(params, side.weights) if side.weights else params
     params = jax.tree.map(

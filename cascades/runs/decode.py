@@ -20,6 +20,7 @@ from cascades.generation import (
     Settings,
     build,
     compilation_cache,
+    dtype_taken,
     generate,
     load_pair,
     queries,
@@ -119,6 +120,8 @@ def decode(
     hosts.agree({"the tokens, rules and thresholds of the prompts": f"checksum {zlib.crc32(tokens.encode()):08x}"})
     if interactive or requests:
         err.print(describe(engine), highlight=False, soft_wrap=True)
+        if pair.dtype is None:
+            err.print(dtype_taken(), style="dim", markup=False, highlight=False, soft_wrap=True)
         if out.is_terminal:
             terminal.legend(err, settings.method)
     file = hosts.lead(lambda: records.open_append(output)) if output is not None else None

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cascades import checkpoints, checks, hosts, tokenizers
 from cascades.errors import UserError
-from cascades.generation import ModelSpec, PairSpec, PromptSpec, compilation_cache, default_dtype
+from cascades.generation import ModelSpec, PairSpec, PromptSpec, compilation_cache
 from cascades.models import logical_axes
 from cascades.runs import terminal, training_run
 from cascades.training import calibration, data, distillation, drafters, learner, losses, policy
@@ -80,7 +80,7 @@ def distill(
     if verifier != ModelSpec(uri=uri, preset=preset):
         raise UserError("a teacher is taken as it is: leave weights, cache and strategy of verifier/ModelSpec alone")
     assert isinstance(uri, str)
-    sizes, dtype, layout = training.sizes, default_dtype(training.dtype), training.layout()
+    sizes, dtype, layout = training.sizes, training.computed, training.layout()
     lines = training_run.read(input)
     about = training_run.described(
         training,

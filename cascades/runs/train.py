@@ -11,7 +11,7 @@ import sentencepiece
 
 from cascades import checkpoints, checks, hosts, tokenizers
 from cascades.errors import UserError
-from cascades.generation import compilation_cache, default_dtype
+from cascades.generation import compilation_cache
 from cascades.models import T5Config, build
 from cascades.models.api import WHOLE
 from cascades.runs import terminal, training_run
@@ -60,7 +60,7 @@ def train(
     if len(keys) != 2 or not all(isinstance(key, str) for key in keys):
         raise UserError(f"KEYS must be two names, of prompt and answer, as in ('prompt', 'text'), not {keys!r}")
     checks.whole("VOCABULARY", vocabulary, 300)
-    sizes, dtype, layout = training.sizes, default_dtype(training.dtype), training.layout()
+    sizes, dtype, layout = training.sizes, training.computed, training.layout()
     lines = training_run.read(input, (keys[0], keys[1]))
     about = training_run.described(
         training, model=model, input=input, keys=keys, tokenizer=tokenizer, vocabulary=vocabulary

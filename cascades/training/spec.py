@@ -3,7 +3,7 @@
 import dataclasses
 
 from cascades import checks
-from cascades.generation.placement import check_dtype, check_strategy, mesh_for, mesh_sizes
+from cascades.generation.placement import check_dtype, check_strategy, mesh_for, mesh_sizes, training_dtype
 from cascades.sharding import Layout, layout
 from cascades.training.data import BatchShape
 
@@ -19,7 +19,7 @@ class TrainingSpec:
     learning_rate, warmup, weight_decay: see `training.step.optimizer`.
     held_out: the share of prompts that is never trained on. evaluate_every, save_every: in steps.
     seed: of the split, the batches and all draws.
-    dtype: of what is computed, "float32" or "bfloat16"; None is float32 on a CPU, bfloat16 elsewhere. Parameters are
+    dtype: of what is computed, "float32" or "bfloat16"; None is float32 on any CPU, bfloat16 elsewhere. Parameters are
       trained in float32.
     mesh: (data, model), how many ways batch and models are split over all devices, see `generation.PairSpec`.
     strategy: where weights live on the mesh, a name of `sharding.STRATEGIES`.
@@ -66,6 +66,11 @@ class TrainingSpec:
     def sizes(self) -> BatchShape:
         """The shape of a batch."""
         return BatchShape(self.batch_size, self.prompt_tokens, self.answer_tokens)
+
+    @property
+    def computed(self):
+        """The dtype of what is computed."""
+        return training_dtype(self.dtype)
 
     def layout(self) -> Layout | None:
         """Returns where everything lives: nowhere in particular without a mesh.

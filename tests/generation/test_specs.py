@@ -12,8 +12,9 @@ import tiny
 
 from cascades import hosts
 from cascades.errors import UserError
-from cascades.generation import ModelSpec, PairSpec, PromptSpec, Settings, default_dtype
-from cascades.generation.placement import mesh_sizes
+from cascades.generation import ModelSpec, PairSpec, PromptSpec, Settings, default_dtype, dtype_taken
+from cascades.generation.placement import bfloat16_instructions, mesh_sizes
+from cascades.training.spec import TrainingSpec
 
 
 @pytest.fixture(autouse=True)
@@ -98,10 +99,44 @@ def test_a_mesh_takes_all_devices_and_divides_the_rows(monkeypatch):
         pair().layouts()
 
 
-def test_a_dtype_follows_the_device(monkeypatch):
+INTEL = "processor\t: 0\nmodel name\t: Intel(R) Xeon(R)\nflags\t\t: fpu avx512f {}\nbugs\t\t: mds\n\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd {}\nCPU implementer\t: 0x41\n\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("", None),
+        ("flags\nFeatures", None),
+        ("Hardware\t: amx_bf16", None),  # no line of flags
+        (INTEL.format("avx512_vnni"), None),
+        (INTEL.format("avx512_bf16x"), None),
+        (INTEL.format("avx512_bf16"), "AVX-512"),
+        (INTEL.format("avx512_bf16 amx_bf16 amx_tile"), "AMX"),
+        (INTEL.format("avx512_bf16 amx_bf16") + INTEL.format("avx512_bf16"), "AVX-512"),  # what all have
+        (INTEL.format("avx512_bf16") + INTEL.format(""), None),
+        (ARM.format("i8mm"), None),
+        (ARM.format("i8mm bf16"), "Arm's BF16"),
+    ],
+)
+def test_which_processors_multiply_bfloat16(text, name):
+    assert bfloat16_instructions(text) == name
+
+
+def test_a_dtype_follows_the_device(monkeypatch, tmp_path):
     assert default_dtype("bfloat16") == jnp.bfloat16 and default_dtype(None) == jnp.float32
+    assert dtype_taken() == "computing in float32: this processor is not known to multiply bfloat16 itself"
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_bytes(INTEL.format("amx_bf16").replace("R", "\xae").encode("latin-1"))
+    monkeypatch.setenv("CASCADES_CPUINFO", str(cpuinfo))
+    assert default_dtype(None) == jnp.bfloat16 and default_dtype("float32") == jnp.float32
+    assert "bfloat16, which this processor multiplies itself (AMX); --gin.DTYPE=\"'float32'\" is" in dtype_taken()
+    assert TrainingSpec().computed == jnp.float32 and TrainingSpec(dtype="bfloat16").computed == jnp.bfloat16
+    monkeypatch.setenv("CASCADES_CPUINFO", str(tmp_path / "nowhere"))
+    assert default_dtype(None) == jnp.float32
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert default_dtype(None) == jnp.bfloat16 and default_dtype("float32") == jnp.float32
+    assert "bfloat16, as accelerators do; " in dtype_taken() and TrainingSpec().computed == jnp.bfloat16
 
 
 def test_no_device_is_asked_before_processes_have_joined():

@@ -13,6 +13,8 @@ import pytest
 from cascades import cache as kv
 from cascades import models
 from cascades.errors import UserError
+from cascades.models import api
+from cascades.models.decoder import Decoder
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-4
@@ -159,6 +161,42 @@ def test_padding_behind_the_end_of_the_buffer_is_dropped():
     check(logits[1:], expected[1:], [20])
     again, _ = feed(model, params, tokens, kv.rewind(cache, jnp.asarray([27, 20], jnp.int32)), 5)
     np.testing.assert_allclose(again[0, :3], expected[0, 27:30], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "widths"),
+    [
+        ((1, 1), [2]),
+        ((4, 3), [2, 2]),  # half a wide pass is two narrow ones
+        ((2, 5), [8]),
+        ((9, 1), [8, 2]),
+        ((12, 0), [8, 2, 2]),
+        ((13, 13), [8, 8]),
+        ((21, 4), [8, 8, 8]),  # the last one reaches back
+    ],
+    ids=str,
+)
+def test_a_prompt_is_read_in_wide_passes_and_what_is_left_in_narrow_ones(lengths, widths, monkeypatch):
+    monkeypatch.setitem(api.CHUNKS, "cpu", (8, 2))
+    config, _, params, tokens, _ = setup("gemma2")
+    tokens, seen = jnp.asarray(tokens[:, :21]), []
+    hidden, held = Decoder.hidden, jnp.asarray(lengths, jnp.int32)
+
+    def watched(self, tokens, *args, **options):
+        seen.append(tokens.shape[1])
+        return hidden(self, tokens, *args, **options)
+
+    whole = models.decoder(config, chunk=api.WHOLE)
+    expected = whole.prefill(params, tokens, held, whole.init_cache(2, SLOTS))
+    chunked = models.decoder(config)
+    monkeypatch.setattr(Decoder, "hidden", watched)
+    with jax.disable_jit():
+        cache = chunked.prefill(params, tokens, held, chunked.init_cache(2, SLOTS))
+    assert seen == widths
+    np.testing.assert_array_equal(cache.length, held)
+    for got, known in zip(cache.keys + cache.values, expected.keys + expected.values, strict=True):
+        for row, length in enumerate(lengths):
+            np.testing.assert_allclose(got[row, :, :length], known[row, :, :length], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
