@@ -165,4 +165,6 @@ def empty_info(batch: int, k_max: int) -> Info:
     row, wide = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch, k_max), jnp.int32)
     real = jnp.zeros((batch,), jnp.float32)
     histogram = jnp.zeros((batch, k_max + 1), jnp.int32)
-    return Info(*[row] * 9, real, row, real, histogram, wide, wide, row)
+    none = dict.fromkeys(Info._fields, row)
+    none |= {"deferred": real, "log_p": real, "histogram": histogram, "drafted_at": wide, "accepted_at": wide}
+    return Info(**none)

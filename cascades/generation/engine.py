@@ -28,6 +28,7 @@ from cascades.typing import Params
 
 READS = ("speculative", "oracle_cascade", "verifier_only")  # methods in which the verifier sees every token at once
 _CONTEXT = 512  # buffers are as long as the smallest of 512, 1024, 2048, … that holds a row: few programs serve all
+_MANY = 2000  # tokens of a slot for which a few more passes are compiled
 _ENCODED = 64  # the same for what an encoder reads, which reads all of its padding too
 
 
@@ -63,8 +64,9 @@ class Engine(NamedTuple):
     """A plan for a pair, and the weights in the places that the programs expect them.
 
     context: most tokens of a row, see `holders`. compiled: what was compiled so far, by shapes. parts: the engines of
-    a sequence cascade's two models, by method. born: the clock when it was built; what happens is told in seconds
-    from then on.
+    a sequence cascade's two models, by method. learnt: the state of a lookahead that `learns`, of one row, with which
+    rows begin; nothing until one has ended. born: the clock when it was built; what happens is told in seconds from
+    then on.
     """
 
     settings: Settings
@@ -75,11 +77,14 @@ class Engine(NamedTuple):
     context: int
     compiled: dict[Shapes, Compiled]
     parts: dict[str, "Engine"]
+    learnt: list[Any]
     born: float
 
 
-def build(pair: LoadedPair, settings: Settings) -> Engine:
+def build(pair: LoadedPair, settings: Settings, tokens: int | None = None) -> Engine:
     """Returns the engine of `settings.method`; of a sequence cascade, the one of its drafter.
+
+    `tokens`: about how many each slot will decode. For few it is not worth it to compile more passes than are needed.
 
     Raises:
       UserError: the method needs a drafter and the pair has none, or the models cannot hold the context.
@@ -113,7 +118,7 @@ def build(pair: LoadedPair, settings: Settings) -> Engine:
         bonus="target" if oracle else settings.bonus,  # pyright: ignore[reportArgumentType]
         alone=Origin.VERIFIER if settings.method == "verifier_only" else Origin.DRAFTER,
         layout=verifier.layout,
-        widths=fine_widths(settings.k_max) if not alone and not oracle and _narrow_pays(verifier) else (),
+        widths=fine_widths(settings.k_max) if not alone and not oracle and _narrow_pays(verifier, tokens) else (),
         lookup=pair.lookup if speculative else None,
     )
     programs = compile_plan(plan, advance_sequential if settings.method == "token_cascade" else advance)
@@ -132,15 +137,19 @@ def build(pair: LoadedPair, settings: Settings) -> Engine:
         context,
         {},
         {},
+        [],
         time.perf_counter(),
     )
 
 
-def _narrow_pays(model: LoadedModel) -> bool:
-    """Whether a pass over three tokens takes much less than one over nine: each width is one more copy to compile.
+def _narrow_pays(model: LoadedModel, tokens: int | None) -> bool:
+    """Whether a pass over three tokens takes so much less than one over nine that it is worth another copy to compile.
 
     It does on CPUs, but in float32 nearly all of the step is from one token to two. Accelerators wait for the weights.
+    Two more copies of SmolLM2 took two cores 13 s, and the passes of two thousand tokens in bfloat16 less by that.
     """
+    if tokens is not None and tokens < _MANY:
+        return False
     float32 = all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(model.params))
     return jax.default_backend() == "cpu" and not float32
 
@@ -283,7 +292,7 @@ def vacant(engine: Engine, compiled: Compiled) -> State:
 def admit(engine: Engine, compiled: Compiled, state: State, request: Request, slot: int) -> State:
     """Prefills one row and puts it into the place of row `slot`; the state is consumed."""
     start = compiled.starts[request.tokens.shape[1]]
-    row = start(engine.verifier_params, engine.drafter_params, request, initial(engine, 1, compiled.costs))
+    row = start(engine.verifier_params, engine.drafter_params, request, _begun(engine, compiled.costs))
     return compiled.insert(state, row, np.int32(slot))
 
 
@@ -299,6 +308,28 @@ def proceed(
     """Runs at most `rounds` rounds, if `eager` until a row ends; the state is consumed."""
     weights = engine.verifier_params, engine.drafter_params
     return compiled.run(*weights, state, stop, np.int32(rounds), np.int32(forced), np.bool_(eager))
+
+
+def learn(engine: Engine, state: State, slot: int) -> None:
+    """Keeps what the lookahead of a row that ends has learnt; not where costs are given, so that a run repeats."""
+    if not engine.programs.plan.lookahead.learns or engine.settings.costs:
+        return
+    row = jax.tree.map(lambda x: x[slot : slot + 1], hosts.whole(state.lookahead))
+    share = 1 / state.length.shape[0]  # as many rows are learning at once
+
+    def mean(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+        return old + np.float32(share) * (new - old) if np.issubdtype(new.dtype, np.floating) else new
+
+    engine.learnt[:] = [jax.tree.map(mean, engine.learnt[0], row) if engine.learnt else row]
+
+
+def _begun(engine: Engine, costs: Costs) -> Any:
+    """The lookahead's state with which a row begins."""
+    if not engine.learnt:
+        return initial(engine, 1, costs)
+    plan = engine.programs.plan
+    state = plan.lookahead.recost(jax.tree.map(jnp.asarray, engine.learnt[0]), costs)
+    return state if plan.layout is None else hosts.everywhere(state, plan.layout.mesh)
 
 
 def initial(engine: Engine, batch: int, costs: Costs) -> Any:

@@ -177,6 +177,7 @@ class Slots:
             if finish == Finish.RUNNING:
                 continue
             self._sessions[slot], self._stop[slot] = None, True
+            engines.learn(self._engine, self._state, slot)
             yield from session.flush()
             told = costs.told(self._compiled)
             result = session.result(finish, row(look.info, slot), now, session.began - self._engine.born, told)

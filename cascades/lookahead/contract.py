@@ -86,6 +86,8 @@ class DraftLength(NamedTuple):
     recost: `(state, Costs) -> state`, once the costs are known better than before. It is called between two rounds,
       outside of any program, and computes what `init` does, so that nothing is compiled for it.
     timed: whether `costs` are read, so that they are worth measuring.
+    learns: whether what a row has learnt is true of other rows too. Those that come later then begin with its state, of
+      several rows with the mean of their numbers.
     name: for people; two controllers that differ should differ in it.
     """
 
@@ -96,6 +98,7 @@ class DraftLength(NamedTuple):
     drawn: Callable[[Any, Drafted, Float[Array, " b"]], tuple[Any, Bool[Array, " b"]]] = whatever_is_drawn
     recost: Callable[[Any, Costs], Any] = whatever_it_costs
     timed: bool = False
+    learns: bool = False
     name: str = "custom"
 
 

@@ -142,6 +142,7 @@ def verifier_guided(
         update=Bound(_update, tuning),
         recost=Bound(_recost, tuning),
         timed=True,
+        learns=True,
         name="verifier_guided",
     )
 

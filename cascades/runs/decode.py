@@ -96,7 +96,8 @@ def decode(
     loaded = load_pair(pair, chat_template=prompts.chat_template)
     for remark in loaded.verifier.tokenizer.remarks:
         err.print(f"note: {remark}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    engine = build(loaded, settings)
+    each_slot = -(-len(entries) // settings.batch_size) * settings.max_new_tokens
+    engine = build(loaded, settings, None if interactive or settings.costs else each_slot)
     requests: dict[int, Query] = {}
     for place, entry in enumerate(entries):
         if isinstance(entry, Bad):

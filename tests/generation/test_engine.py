@@ -11,11 +11,13 @@ from cascades.generation import Settings, Shapes, build, load_pair, programs
 from cascades.generation import engine as engines
 
 
-@pytest.mark.parametrize(("dtype", "widths"), [("float32", (1, 9)), ("bfloat16", (1, 3, 9))])
+@pytest.mark.parametrize(("dtype", "widths"), [("float32", (1, 9)), ("bfloat16", (1, 3, 5, 9))])
 def test_a_narrow_pass_is_compiled_where_it_takes_less(tiny_files, dtype, widths, monkeypatch):
     pair = load_pair(tiny.specs(verifier=tiny_files.verifier, drafter=tiny_files.drafter, dtype=dtype)["pair"])
     settings = Settings(rule=rules.lossless, lookahead=lookahead.fixed(3), k_max=8)
     assert build(pair, settings).programs.plan.passes == widths
+    assert build(pair, settings, tokens=64).programs.plan.passes == (1, 9)
+    assert build(pair, settings, tokens=64000).programs.plan.passes == widths
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert build(pair, settings).programs.plan.passes == (1, 9)
 
