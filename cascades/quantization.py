@@ -46,7 +46,7 @@ class Int8:
         """Contracts the last `axes` axes of `x` with the last `axes` of the matrix; int8 is exact in bfloat16."""
         outer, out = x.shape[: x.ndim - axes], self.values.shape[: self.values.ndim - axes]
         inner = math.prod(x.shape[x.ndim - axes :])
-        rows, kernel = x.reshape(-1, inner), self.values.reshape(-1, inner)
+        rows, kernel = x.reshape(-1, inner), jnp.asarray(self.values).reshape(-1, inner)
         if self.activations:
             wide = rows.astype(jnp.float32)
             step = jnp.max(jnp.abs(wide), axis=1, keepdims=True) / _LARGEST

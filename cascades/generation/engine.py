@@ -328,7 +328,7 @@ def _begun(engine: Engine, costs: Costs) -> Any:
     if not engine.learnt:
         return initial(engine, 1, costs)
     plan = engine.programs.plan
-    state = plan.lookahead.recost(jax.tree.map(jnp.asarray, engine.learnt[0]), costs)
+    state = plan.lookahead.recost(jax.device_put(engine.learnt[0]), costs)
     return state if plan.layout is None else hosts.everywhere(state, plan.layout.mesh)
 
 

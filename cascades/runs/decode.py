@@ -144,8 +144,8 @@ def decode(
         if results:
             err.print(terminal.table(results, None if interactive else places))
             for told in (terminal.positions(results), terminal.without_drafter(results), *terminal.costs(results)):
-                if told:
-                    err.print(told, highlight=False, soft_wrap=True)
+                if told:  # what is to be copied is not broken into lines
+                    err.print(told, highlight=False, soft_wrap="--gin." in told)
             seconds = terminal.compile_seconds(results)
             err.print(f"compiled in {seconds:.1f} s, not counted above", highlight=False)
         if file:
