@@ -161,7 +161,7 @@ def test_a_conversation(tiny_files, tmp_path):
     table = plain(terminal.text[terminal.text.rindex("request") :])
     table, told = table[: table.index("decoding ")], table[table.index("decoding ") :]
     assert all(len(line) <= 80 for line in table.splitlines())
-    assert re.search(r'--gin.COSTS="\(.*\)"\s*$', told, re.MULTILINE)
+    assert "a drafter step takes" in told and "--gin.COSTS" not in told  # they were given
     assert re.search(r"^ 1 +40 +length", table, re.MULTILINE)
 
 
