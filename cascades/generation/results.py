@@ -55,10 +55,10 @@ def stats(
     block_efficiency: tokens per verifier call, 1 for the verifier alone. acceptance_rate: accepted / drafted.
     rejection_rate, deferral_rate: per decided draft position, that is, accepted ones and the first rejected; deferred
     is the rule's share for the verifier there. looked_up, looked_up_accepted: of drafted and accepted, what a look-up
-    found. wall_s: from when the request, or the batch that it was admitted with,
-    was taken up, to its last token, without compile_s. prefill_s: the part of it before its prompt was read. ttft_s: to
-    the first token. start_s: when wall_s began to count, in seconds after the engine was built. drafter_nan: 1 where
-    the drafter said NaN and the request went on without it. costs: see `costs.told`; None without a drafter.
+    found. wall_s: from when the request, or the batch that it was admitted with, was taken up, to its last token,
+    without compile_s. prefill_s: the part of it before its prompt was read. ttft_s: to the first token. start_s: when
+    wall_s began to count, in seconds after the engine was built. drafter_nan: 1 where the drafter said NaN and the
+    request went on without it. costs: see `costs.told`; None without a drafter.
     """
     drafted, decided, calls = int(info.drafted), int(info.decided), int(info.verifier_calls)
     return {
