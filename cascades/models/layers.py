@@ -91,6 +91,9 @@ def product(x: Array, kernel: Array, dtype) -> Array:
     return lax.platform_dependent(x, kernel, cpu=functools.partial(_narrow_product_on_cpu, dtype=dtype), default=plain)
 
 
+_FEW_ROWS = 16  # up to so many fill one tile of what multiplies them
+
+
 def _product(x: Array, kernel: Array, dtype) -> Array:
     return lax.dot_general(x, kernel, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
 
@@ -98,12 +101,16 @@ def _product(x: Array, kernel: Array, dtype) -> Array:
 def _narrow_product_on_cpu(x: Array, kernel: Array, dtype) -> Array:
     """XLA on CPUs multiplies bfloat16 and int8 as they are only for two rows or more and a float32 or int32 result.
 
-    Otherwise it first copies the kernel to float32, or multiplies int8 number by number, several times as slowly.
+    Otherwise it first copies the kernel to float32, or multiplies int8 number by number, several times as slowly. What
+    stands second in a product is transposed into tiles at every call: of a few rows and a kernel, that should be the
+    rows. The barrier keeps XLA from turning the two around again.
     """
-    rows = x.shape[0]
+    rows, wide = x.shape[0], jnp.dtype(jnp.float32 if dtype == jnp.bfloat16 else dtype)
+    if rows > _FEW_ROWS:
+        return _product(x, kernel, wide).astype(dtype)
     x = jnp.concatenate([x, x]) if rows == 1 else x
-    wide = _product(x, kernel, jnp.float32 if dtype == jnp.bfloat16 else dtype)
-    return wide[:rows].astype(dtype)
+    turned = lax.optimization_barrier(_product(kernel, x, wide))
+    return turned.T[:rows].astype(dtype)
 
 
 def lookup(table, tokens: Int[Array, "b s"]) -> Float[Array, "b s d"]:
