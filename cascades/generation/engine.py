@@ -229,14 +229,14 @@ def compile_for(engine: Engine, shapes: Shapes, length: int) -> Compiled:
     began = time.perf_counter()
     with _uncollected():
         if known is None:
-            known = engine.compiled[shapes] = _compiled(engine, shapes, width)
+            known = engine.compiled[shapes] = _compiled(engine, shapes, width, length)
         else:
             known.starts[width] = _start(engine, shapes, width, known.costs)
     known.seconds += time.perf_counter() - began
     return known
 
 
-def _compiled(engine: Engine, shapes: Shapes, width: int) -> Compiled:
+def _compiled(engine: Engine, shapes: Shapes, width: int, length: int) -> Compiled:
     settings, programs = engine.settings, engine.programs
     plan, weights = programs.plan, (engine.verifier_params, engine.drafter_params)
     given = settings.costs if plan.k_max == settings.k_max else None  # a baseline drafts nothing
@@ -254,7 +254,18 @@ def _compiled(engine: Engine, shapes: Shapes, width: int) -> Compiled:
         row = jax.eval_shape(partial(programs.start, slots=shapes.slots), *weights, request, one)
         row = _placed(row, start.result(), plan.layout) if plan.layout else row
         insert = programs.insert.lower(state, row, number).compile()
+        if plan.layout is None:  # of several hosts, all must run the same in the same order
+            _warm(engine, start.result(), width, length, one)
         return Compiled(shapes, {width: start.result()}, vacant, insert, loop.result(), costs, 0.0)
+
+
+def _warm(engine: Engine, start: Any, width: int, length: int, guide: Any) -> None:
+    """Prefills a prompt of `length` tokens for nobody, while the loop is still compiled.
+
+    XLA on CPUs prepares each product at its first call, which takes a second in all; the first request would wait.
+    """
+    prompt = row(engine, width, (0,) * length, length + 1)
+    jax.block_until_ready(start(engine.verifier_params, engine.drafter_params, prompt, guide))
 
 
 @contextlib.contextmanager

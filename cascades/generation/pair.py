@@ -76,7 +76,7 @@ def load_pair(spec: PairSpec, *, chat_template: str | None = None) -> LoadedPair
     else:
         tokenizer = tokenizers.load(tokenizer_directory(checkpoints.resolve(uri)), drafter.preset)
         tokenizers.check_same_vocabulary(tokenizer, large.tokenizer)  # before the weights, which take longer
-        small = _load(source, dtype, drafter_place, spec.kernels, verifier=large.params)
+        small = _load(source, dtype, drafter_place, spec.kernels, tokenizer, verifier=large.params)
     pairing.check_starts(large.model, small.model, (large.name, small.name))
     if small.model.feature_width is not None:
         large = _with_features(large, small)
@@ -100,7 +100,14 @@ def _with_features(verifier: LoadedModel, drafter: LoadedModel) -> LoadedModel:
     return verifier._replace(model=model)
 
 
-def _load(spec: ModelSpec, dtype, layout: Layout | None, kernels: bool, verifier: Params | None = None) -> LoadedModel:
+def _load(
+    spec: ModelSpec,
+    dtype,
+    layout: Layout | None,
+    kernels: bool,
+    tokenizer: Tokenizer | None = None,
+    verifier: Params | None = None,
+) -> LoadedModel:
     assert isinstance(spec.uri, str) and isinstance(spec.weights, str | None)  # as `PairSpec` has checked
     places = None if layout is None else lambda like: layout.shardings(logical_axes(like), like)
     checkpoint = checkpoints.load(
@@ -112,6 +119,6 @@ def _load(spec: ModelSpec, dtype, layout: Layout | None, kernels: bool, verifier
         progress=hosts.leads(),
         verifier=verifier,
     )
-    tokenizer = tokenizers.load(checkpoint.path, spec.preset)
+    tokenizer = tokenizer or tokenizers.load(checkpoint.path, spec.preset)
     make = partial(build, checkpoint.config, dtype, layout, jnp.int8 if spec.cache else None, kernels=kernels)
     return LoadedModel(spec.uri, make(), checkpoint.params, tokenizer, layout, partial(make, features=True))
