@@ -101,7 +101,11 @@ def idler(idle: int = 20, k: int = 3) -> lookahead.DraftLength:
     """Drafts nothing for `idle` rounds, then `k` tokens, and so on: the drafter's cache falls far behind."""
     return lookahead.DraftLength(
         init=lambda batch, costs: jnp.zeros((batch,), jnp.int32),
-        propose=lambda state, matched: (state, jnp.where(state % (idle + 1) == idle, k, 0), jnp.minimum(matched, k)),
+        propose=lambda state, matched, peers: (
+            state,
+            jnp.where(state % (idle + 1) == idle, k, 0),
+            jnp.minimum(matched, k),
+        ),
         step=lambda state, drafted: (state, drafted.drafting | True, drafted.drafting | True),
         update=lambda state, verdict: state + 1,
     )
@@ -116,7 +120,7 @@ def gossip(k: int = 3) -> lookahead.DraftLength:
 
     return lookahead.DraftLength(
         init=lambda batch, costs: jnp.full((batch,), 2, jnp.int32),
-        propose=lambda state, matched: (state, jnp.where(state == 2, k, 0), 0 * matched),
+        propose=lambda state, matched, peers: (state, jnp.where(state == 2, k, 0), 0 * matched),
         step=lambda state, drafted: (state, drafted.drafting | True, drafted.drafting | True),
         drawn=lambda state, drafted, own: (state, own >= drafted.top),
         update=lambda state, verdict: jnp.where(verdict.drafted > 0, verdict.drafted, 2),
@@ -143,8 +147,8 @@ def any_controller(controllers=CONTROLLERS) -> lookahead.DraftLength:
         row = jnp.arange(options[0].shape[0], dtype=jnp.int32) % len(controllers)
         return jnp.select([row == i for i in range(len(controllers))], options, options[0])
 
-    def propose(states, matched):
-        triples = [c.propose(s, matched) for c, s in zip(controllers, states, strict=True)]
+    def propose(states, matched, peers):
+        triples = [c.propose(s, matched, peers) for c, s in zip(controllers, states, strict=True)]
         drafted, found = ([jnp.asarray(t[i], jnp.int32) for t in triples] for i in (1, 2))
         return tuple(t[0] for t in triples), chosen(drafted), chosen(found)
 
@@ -185,7 +189,7 @@ EOS = 5
 
 
 @functools.cache
-def programs(vocab_size, k_max, coupling, bonus, alone, rules=(any_rule,)) -> Programs:
+def programs(vocab_size, k_max, coupling, bonus, alone, rules=(any_rule,), together=False) -> Programs:
     model = table_model(vocab_size)
     return compile_plan(
         Plan(
@@ -198,6 +202,7 @@ def programs(vocab_size, k_max, coupling, bonus, alone, rules=(any_rule,)) -> Pr
             eos=(EOS,),
             coupling=coupling,
             bonus=bonus,
+            together=together,
         )
     )
 
@@ -211,11 +216,12 @@ def lab(
     ending=False,
     alone=False,
     rules=(any_rule,),
+    together=False,
 ) -> Lab:
     """Returns a pair of which the drafter is a blur of the verifier, and its programs.
 
     Token 5 ends a sequence; its probability is next to nothing but where `ending`, so that one program serves both.
-    rules: of the plan; requests for `EVERY_RULE` name their own, see `request`.
+    rules: of the plan; requests for `EVERY_RULE` name their own, see `request`. together: see `Plan`.
     """
     model = table_model(vocab_size, scale=1.5)
     first, second = jax.random.split(jax.random.key(vocab_size))
@@ -223,7 +229,7 @@ def lab(
     drafter = {"table": (verifier["table"] + noise["table"]) / 2}
     if not ending:
         verifier, drafter = ({"table": x["table"].at[:, EOS:].set(-30.0)} for x in (verifier, drafter))
-    return Lab(programs(vocab_size, k_max, coupling, bonus, alone, rules), verifier, drafter)
+    return Lab(programs(vocab_size, k_max, coupling, bonus, alone, rules, together), verifier, drafter)
 
 
 def request(cases, keys=None, rules=(any_rule,)) -> Request:

@@ -17,23 +17,26 @@ from cascades.lookahead import Drafted, Verdict, given_costs, guided
 ROUNDS = 300
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 7))
-def simulate(controller, costs, accept, tops, key, rounds=ROUNDS, expected=None, counted=False):
+@functools.partial(jax.jit, static_argnums=(0, 5, 7, 8))
+def simulate(controller, costs, accept, tops, key, rounds=ROUNDS, expected=None, counted=False, batch=None):
     """Runs rounds of a row each, with no models: a position is of a random kind, accepted with its own probability.
 
     Args:
       accept: `[rounds, b, kinds]`, acceptance of each kind. tops: `[b, kinds]`, how sure the drafter is there.
       expected: what the controller is told in the place of `accept`. counted: whether it is to go by what happens.
+      batch: of rows that are one, and wait for the longest draft of all, whether they decide as one; None if each is
+        a batch of its own.
 
     Returns:
       For each round and row: drafts verified, drafter steps, tokens emitted, time.
     """
     rows, k_max = tops.shape[0], costs.verify.shape[0] - 1
     column = jnp.arange(k_max, dtype=jnp.int32)[None, :]
+    peers = jnp.ones((rows,), bool) if batch else None
 
     def one(state, now):
         key, accept = now
-        state, length, _ = controller.propose(state, jnp.zeros((rows,), jnp.int32))
+        state, length, _ = controller.propose(state, jnp.zeros((rows,), jnp.int32), peers)
         length = jnp.clip(length, 0, k_max)
         first, second = jax.random.split(key)
         kind = jax.random.randint(first, (rows, k_max), 0, tops.shape[1])
@@ -41,7 +44,7 @@ def simulate(controller, costs, accept, tops, key, rounds=ROUNDS, expected=None,
         steps = jnp.zeros((rows,), jnp.int32)
         for i in range(k_max):
             drafting = i < length
-            state, keep, more = controller.step(state, Drafted(jnp.int32(i), top[:, i], drafting))
+            state, keep, more = controller.step(state, Drafted(jnp.int32(i), top[:, i], drafting, peers))
             steps = steps + drafting.astype(jnp.int32)
             length = jnp.where(drafting & ~more, jnp.where(keep, i + 1, i), length).astype(jnp.int32)
         within = column < length[:, None]
@@ -50,8 +53,10 @@ def simulate(controller, costs, accept, tops, key, rounds=ROUNDS, expected=None,
         decided = (column <= accepted[:, None]) & within
         told = rate if expected is None else jnp.full_like(rate, expected)
         matched, by_outcome = jnp.zeros(decided.shape, jnp.int32), jnp.full((rows,), counted)
-        state = controller.update(state, Verdict(steps, length, accepted, told, decided, top, matched, by_outcome))
-        time = costs.verify[length] + costs.draft * steps.astype(jnp.float32)
+        seen = steps, length, accepted, told, decided, top, matched, by_outcome, peers
+        state = controller.update(state, Verdict(*seen))
+        longest, most = (length, steps) if batch is None else (jnp.full_like(x, jnp.max(x)) for x in (length, steps))
+        time = costs.verify[longest] + costs.draft * most.astype(jnp.float32)
         return state, (length, steps, accepted + 1, time)
 
     return jax.lax.scan(one, controller.init(rows, costs), (jax.random.split(key, rounds), accept))[1]
@@ -166,14 +171,55 @@ def test_guided_never_drafts_where_no_draft_can_pay():
     assert (np.asarray(length) <= 1).all() and np.asarray(length).mean() < 0.05
 
 
+MIXES = {"bad": [0.2] * 8, "good": [0.8] * 8, "one good": [0.9] + [0.2] * 7, "half good": [0.9] * 4 + [0.2] * 4}
+
+
+def speed_of_a_batch(table, rates, together):
+    tops = jnp.tile(jnp.float32([0.2, 0.5, 0.75, 0.95]), (8, 1))
+    accept, tokens, time = constant(np.repeat(np.float32(rates)[:, None], 4, axis=1)), 0, 0
+    for seed in range(3):
+        *_, said, took = simulate(
+            GUIDED, TABLES[table], accept, tops, jax.random.key(seed), ROUNDS, None, True, together
+        )
+        tokens, time = tokens + np.sum(np.asarray(said, np.float64)), time + np.sum(np.asarray(took, np.float64))
+    return tokens / time
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("table", ["usual", "jumps", "dear drafter"])
+def test_rows_of_a_batch_decide_as_one_nearly_as_well_as_hindsight(table, mix):
+    costs, k = TABLES[table], np.arange(9)
+    tokens = np.mean([np.cumsum(rate**k) for rate in MIXES[mix]], axis=0)
+    best = np.max(tokens / (k * float(costs.draft) + np.asarray(costs.verify, np.float64)))
+    assert speed_of_a_batch(table, MIXES[mix], True) >= 0.97 * best
+
+
+def test_one_good_row_does_not_hold_up_the_others():
+    assert (
+        speed_of_a_batch("jumps", MIXES["one good"], True) > 0.97 > speed_of_a_batch("jumps", MIXES["one good"], False)
+    )
+
+
+def test_who_has_ended_has_no_say():
+    state = GUIDED.init(3, TABLES["usual"])
+    bad = verdict([8, 8, 8], [0, 0, 0])._replace(expected=jnp.zeros((3, 8), jnp.float32))
+    state = jax.tree.map(lambda good, spoilt: good.at[1:].set(spoilt[1:]), state, GUIDED.update(state, bad))
+    nothing = jnp.zeros((3,), jnp.int32)
+    _, k, _ = GUIDED.propose(state, nothing, jnp.asarray([True, False, False]))
+    _, alone, _ = GUIDED.propose(state, nothing, None)
+    assert k[0] == alone[0] > 0
+    shared_state, _, _ = GUIDED.propose(state, nothing, jnp.asarray([True, True, True]))
+    assert bool(jnp.all(shared_state.probing == shared_state.probing[0]))
+
+
 def test_guided_rows_are_independent():
     state = GUIDED.init(6, TABLES["usual"])
     others = GUIDED.init(1, TABLES["usual"])
     rng = np.random.default_rng(2)
     for _ in range(30):
         matched = jnp.asarray(rng.integers(0, 8, 6), jnp.int32)
-        state, k, found = GUIDED.propose(state, matched)
-        others, k_alone, found_alone = GUIDED.propose(others, matched[4:5])
+        state, k, found = GUIDED.propose(state, matched, None)
+        others, k_alone, found_alone = GUIDED.propose(others, matched[4:5], None)
         assert int(found[4]) == int(found_alone[0])
         assert int(k[4]) == int(k_alone[0])
         verdict = Verdict(
@@ -217,7 +263,8 @@ def verdict(drafted, accepted, k_max=8):
 def proposed(controller, state, matched=None):
     """What a controller proposes where a look-up found nothing, or as many tokens matched as are given."""
     batch = jax.tree.leaves(state)[0].shape[0]
-    return controller.propose(state, jnp.zeros((batch,), jnp.int32) if matched is None else jnp.int32(matched))
+    matched = jnp.zeros((batch,), jnp.int32) if matched is None else jnp.int32(matched)
+    return controller.propose(state, matched, None)
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)
@@ -287,7 +334,7 @@ def test_bild_fallback_drops_the_unsure_token():
 
 
 def test_a_position_is_judged_without_the_token_that_will_be_drawn_there():
-    assert Drafted._fields == ("index", "top", "drafting")
+    assert Drafted._fields == ("index", "top", "drafting", "peers")
 
 
 @pytest.mark.parametrize("name", lookahead.__all__)

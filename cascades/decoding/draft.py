@@ -149,13 +149,14 @@ def catch_up(
 class Asked(NamedTuple):
     """What the steps of a round's drafting share.
 
-    rows: `[b]`, that ask the drafter. left: `[b]`, positions that its context still holds. keys, eager: see `draft`.
-    sampling: per row.
+    rows: `[b]`, that ask the drafter. left: `[b]`, positions that its context still holds. keys, peers, eager: see
+    `draft`. sampling: per row.
     """
 
     rows: Bool[Array, " b"]
     left: Int[Array, " b"]
     keys: Key[Array, "b m"]
+    peers: Bool[Array, " b"] | None
     eager: Bool[Array, ""]
     sampling: Sampling
 
@@ -181,6 +182,7 @@ def draft(
     state: State,
     drafts: Draft,
     keys: Key[Array, "b m"],
+    peers: Bool[Array, " b"] | None,
     eager: Bool[Array, ""],
 ) -> tuple[Draft, Cache, Any, Clock]:
     """Drafts with the drafter, at most `drafts.length[b]` tokens a row; for a row with tokens of a look-up none.
@@ -193,7 +195,7 @@ def draft(
     `silent` from then on.
 
     Args:
-      drafts: see `no_drafts` and `looked_up`. keys: of each of the round's draws.
+      drafts: see `no_drafts` and `looked_up`. keys: of each of the round's draws. peers: see `DraftLength`.
 
     Returns:
       The drafts, the drafter's cache (rewound by the caller), the lookahead's state, and the clock.
@@ -206,7 +208,7 @@ def draft(
     length = jnp.where(state.silent, 0, jnp.clip(drafts.length, 0, jnp.maximum(left, 0)))
     drafts = drafts._replace(length=jnp.where(unasked, drafts.length, length))
     rows = state.running & ~state.silent & ~unasked & (_end(plan, length, left) > 0)
-    asked = Asked(rows, left, keys, eager, state.sampling)
+    asked = Asked(rows, left, keys, peers, eager, state.sampling)
 
     def wanted(now: Drafting) -> Array:
         return jnp.any(rows & ~now.drafts.silent & (now.index < _end(plan, now.drafts.length, left)))
@@ -260,7 +262,7 @@ def _choose(plan: Plan, asked: Asked, now: Drafting, logits: Float[Array, "b v"]
     drafting &= sound
     key = lax.dynamic_index_in_dim(asked.keys, index, 1, keepdims=False)
     token = draw(scaled(logits, asked.sampling), key)
-    drafted = Drafted(index, jnp.max(raw, axis=-1), drafting)
+    drafted = Drafted(index, jnp.max(raw, axis=-1), drafting, asked.peers)
     state, keep, more = lookahead.step(now.lookahead, drafted)
     state, another = lookahead.drawn(state, drafted, at(raw, token))
     stop = jnp.where(keep | asked.eager, index + 1, index)

@@ -113,7 +113,7 @@ def _start(
     if plan.drafter:
         drafter, room = plan.drafter, min(width, slots, plan.drafter.context_length)
         # A drafter that is not asked at first reads the prompt when it is: its first draft catches up.
-        _, length, _ = plan.lookahead.propose(lookahead, jnp.zeros_like(held))
+        _, length, _ = plan.lookahead.propose(lookahead, jnp.zeros_like(held), None)
         asked = jnp.any(length > 0) | (plan.bonus == "target")
         asked |= drafter.start is not None  # an encoder reads all of it at once
         asked &= jnp.any(request.length < drafter.context_length)

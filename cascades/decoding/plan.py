@@ -22,6 +22,8 @@ class Plan(NamedTuple):
     own by the place here, the first by default. lookahead: of this run. k_max: longest draft. vocab_size: logits behind
     it are padding and cut off. eos: ids that end a row. coupling, bonus: see `speculation`.
     alone: the origin of tokens where nothing drafts. layout: where the verifier lives; None is one device.
+    together: whether rows decide as one how long drafts are, as they wait for the longest; then a row's depend on who
+    sits beside it.
     widths: tokens of the verifier passes that are compiled, see `passes`. catch_up: tokens of the pass by which a
     drafter reads what it has missed. Each of them is one more copy of a model in the program.
     """
@@ -38,6 +40,7 @@ class Plan(NamedTuple):
     alone: Origin = Origin.VERIFIER
     layout: Layout | None = None
     lookup: LookUp | None = None
+    together: bool = False
     widths: tuple[int, ...] = ()
     catch_up: int = 8
 

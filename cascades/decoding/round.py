@@ -24,26 +24,29 @@ def advance(plan: Plan, verifier_params: Params, drafter_params: Params, state: 
       forced: where not negative, the draft length of every row in place of the lookahead's; the drafter drafts, if
         there is one.
     """
+    peers = state.running if plan.together else None
     keys, draft_keys = round_keys(state, plan.longest, plan.coupling)
     drafts, drafter_cache = no_drafts(state, jnp.zeros_like(state.length)), state.drafter_cache
     if plan.drafter or plan.lookup:
-        state, drafts = _proposed(plan, state, drafts, forced)
+        state, drafts = _proposed(plan, state, drafts, peers, forced)
     if plan.drafter:
-        drafts, drafter_cache, guide, clock = draft(plan, drafter_params, state, drafts, draft_keys, forced >= 0)
+        drafts, drafter_cache, guide, clock = draft(plan, drafter_params, state, drafts, draft_keys, peers, forced >= 0)
         state = state._replace(lookahead=guide, clock=clock)
 
     drafts, block, verifier_cache, partial, passes = _verify(plan, verifier_params, state, drafts, keys)
     state = state._replace(clock=state.clock._replace(passes=passes))
-    return _emit(plan, state, drafts, block, partial, verifier_cache, drafter_cache)
+    return _emit(plan, state, drafts, block, partial, peers, verifier_cache, drafter_cache)
 
 
-def _proposed(plan: Plan, state: State, drafts: Draft, forced: Int[Array, ""]) -> tuple[State, Draft]:
+def _proposed(
+    plan: Plan, state: State, drafts: Draft, peers: Bool[Array, " b"] | None, forced: Int[Array, ""]
+) -> tuple[State, Draft]:
     """Asks the lookahead what to draft, and looks it up: the drafts that were found, and how many are left to draft."""
     matched, continuation = jnp.zeros_like(state.length), None
     if plan.lookup:
         continuation = find(plan.lookup, state.tokens, state.length, plan.k_max)
         matched = continuation.matched
-    guide, length, found = plan.lookahead.propose(state.lookahead, matched)
+    guide, length, found = plan.lookahead.propose(state.lookahead, matched, peers)
     length = jnp.where(forced >= 0, forced, length)
     found = jnp.where(forced >= 0, 0 if plan.drafter else forced, jnp.where(matched > 0, found, 0))
     room = jnp.minimum(state.limit - state.length - 1, plan.k_max)  # one is left for the verifier's own token
@@ -181,6 +184,7 @@ def _emit(
     drafts: Draft,
     block: Block,
     partial: Bool[Array, " b"],
+    peers: Bool[Array, " b"] | None,
     verifier_cache: Cache,
     drafter_cache: Cache | None,
 ) -> State:
@@ -209,7 +213,7 @@ def _emit(
     if plan.drafter or plan.lookup:
         kept = jnp.minimum(block.accepted, count)
         counted = jnp.ones_like(state.running) if plan.coupling == "gumbel" else greedy(state.sampling)
-        seen = drafts.steps, drafts.length, kept, block.expected, decided, drafts.top, drafts.matched, counted
+        seen = drafts.steps, drafts.length, kept, block.expected, decided, drafts.top, drafts.matched, counted, peers
         guide = _where(state.running, plan.lookahead.update(guide, Verdict(*seen)), guide)
     return new._replace(
         verifier_cache=verifier_cache,

@@ -120,6 +120,8 @@ def build(pair: LoadedPair, settings: Settings, tokens: int | None = None) -> En
         layout=verifier.layout,
         widths=fine_widths(settings.k_max) if not alone and not oracle and _narrow_pays(verifier, tokens) else (),
         lookup=pair.lookup if speculative else None,
+        # By measured costs no run repeats another's draft lengths anyway; by given ones a row's hang on itself alone.
+        together=speculative and not settings.costs and settings.lookahead.timed,  # pyright: ignore[reportAttributeAccessIssue]
     )
     programs = compile_plan(plan, advance_sequential if settings.method == "token_cascade" else advance)
     context = min(language.model.context_length for language in holders(pair, settings.method))

@@ -18,12 +18,13 @@ class Drafted(NamedTuple):
     """What the drafter says at one position, before a token is drawn there.
 
     index: int32 scalar, 0 for the round's first draft. top: `[b]`, max of its raw distribution. drafting: `[b]`, rows
-    that are drafting at this index.
+    that are drafting at this index. peers: see `DraftLength`.
     """
 
     index: Int[Array, ""]
     top: Float[Array, " b"]
     drafting: Bool[Array, " b"]
+    peers: Bool[Array, " b"] | None = None
 
 
 class Verdict(NamedTuple):
@@ -34,6 +35,7 @@ class Verdict(NamedTuple):
     positions up to and including the first rejection. top: `[b, k]`, the drafter's max raw probability there. matched:
     int32 `[b, k]`, where a look-up drafted, how many tokens before that draft had occurred before; else 0. counted:
     `[b]`, rows of which the bare outcomes tell more than what was expected, which is not their own chance: greedy ones.
+    peers: see `DraftLength`.
     """
 
     steps: Int[Array, " b"]
@@ -44,6 +46,7 @@ class Verdict(NamedTuple):
     top: Float[Array, "b k"]
     matched: Int[Array, "b k"]
     counted: Bool[Array, " b"]
+    peers: Bool[Array, " b"] | None = None
 
 
 class Costs(NamedTuple):
@@ -56,6 +59,22 @@ class Costs(NamedTuple):
     draft: Float[Array, ""]
     verify: Float[Array, " m"]
     catch_up: Float[Array, ""]
+
+
+def shared(peers: Bool[Array, " b"] | None, values: Array) -> Array:
+    """Returns the mean of `[b, …]` over the peers, for each row; the values themselves where there are none."""
+    if peers is None:
+        return values
+    weights = peers.reshape(-1, *(1,) * (values.ndim - 1)).astype(values.dtype)
+    mean = jnp.sum(weights * values, axis=0, keepdims=True) / jnp.maximum(jnp.sum(weights), 1.0)
+    return jnp.broadcast_to(mean, values.shape)
+
+
+def most(peers: Bool[Array, " b"] | None, values: Int[Array, " b"]) -> Int[Array, " b"]:
+    """Returns the largest of the peers' numbers, from 0, for each row; a row's own where there are no peers."""
+    if peers is None:
+        return values
+    return jnp.broadcast_to(jnp.max(jnp.where(peers, values, 0)), values.shape)
 
 
 def whatever_is_drawn(state: Any, drafted: Drafted, own: Float[Array, " b"]) -> tuple[Any, Bool[Array, " b"]]:
@@ -74,9 +93,10 @@ class DraftLength(NamedTuple):
     """A controller of the draft length. Its state is any tree of arrays.
 
     init: `(batch, costs) -> state`, every leaf with a leading axis b.
-    propose: `(state, matched) -> (state, k, found)`, what to draft this round, `[b]` each: at most `found` tokens that
-      a look-up found at once, `matched` `[b]` being how many tokens matched, 0 where it found nothing; of a row that
-      drafts none of these at most k tokens of the drafter.
+    propose: `(state, matched, peers) -> (state, k, found)`, what to draft this round, `[b]` each: at most `found`
+      tokens that a look-up found at once, `matched` `[b]` being how many tokens matched, 0 where it found nothing; of
+      a row that drafts none of these at most k tokens of the drafter. peers: `[b]`, rows that run and decide as one,
+      since each waits for the longest draft of all; None where each decides for itself, as if it were alone.
     step: `(state, Drafted) -> (state, keep, more)`: whether the token joins the block, and whether to draft another.
       It is asked before the token is drawn. To keep a token or not by which one it is would change the law of what is
       emitted there: a drafter that says two tokens evenly, and of which one alone is kept, would never say the other.
@@ -92,7 +112,7 @@ class DraftLength(NamedTuple):
     """
 
     init: Callable[[int, Costs], Any]
-    propose: Callable[[Any, Int[Array, " b"]], tuple[Any, Int[Array, " b"], Int[Array, " b"]]]
+    propose: Callable[[Any, Int[Array, " b"], Bool[Array, " b"] | None], tuple[Any, Int[Array, " b"], Int[Array, " b"]]]
     step: Callable[[Any, Drafted], tuple[Any, Bool[Array, " b"], Bool[Array, " b"]]]
     update: Callable[[Any, Verdict], Any]
     drawn: Callable[[Any, Drafted, Float[Array, " b"]], tuple[Any, Bool[Array, " b"]]] = whatever_is_drawn

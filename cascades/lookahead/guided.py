@@ -13,6 +13,8 @@ from cascades.lookahead.contract import (
     Verdict,
     check_number,
     check_whole,
+    most,
+    shared,
 )
 from cascades.typing import Array, Bool, Float, Int
 
@@ -100,6 +102,9 @@ def verifier_guided(
     draft after `patience`, 2 `patience`, … at most `longest_wait` rounds, and again at once where the verifier liked
     it. Where a try that fails costs more than 2% of `patience` rounds, they wait longer by as much.
 
+    Rows of a batch that are `peers` all wait for its longest draft, so that they decide as one: wherever tokens stand
+    above it is their mean over the peers, a peer that does not draft having none, and rho is that of all of them.
+
     For example, of a drafter with c = 0.2 and a verifier whose passes all take 1, and at most 4 drafts: at first
     A = 0.8, so that rho = (1 + 0.8 + … + 0.8^4) / (4 c + 1) = 1.868, and a look is worth 0.8 (1 + 0.8 + 0.8^2 + 0.8^3)
     - 1.868 * 4 c = 0.867: the drafter is asked. If it is sure by 0.5 of its first token, a = A = 0.8 too: a block of it
@@ -111,7 +116,7 @@ def verifier_guided(
     >>> controller = verifier_guided()
     >>> nothing = jnp.zeros((1,), jnp.int32)  # that a look-up matched
     >>> first = Drafted(jnp.int32(0), jnp.float32([0.5]), jnp.asarray([True]))
-    >>> state, *_ = controller.propose(controller.init(1, given_costs(4, 0.2)), nothing)
+    >>> state, *_ = controller.propose(controller.init(1, given_costs(4, 0.2)), nothing, None)
     >>> _, keep, more = controller.step(state, first)
     >>> bool(keep[0]), bool(more[0])
     (True, True)
@@ -184,13 +189,13 @@ def _recost(tuning: Tuning, state: Guided, costs: Costs) -> Guided:
 
 
 def _propose(
-    tuning: Tuning, state: Guided, matched: Int[Array, " b"]
+    tuning: Tuning, state: Guided, matched: Int[Array, " b"], peers: Bool[Array, " b"] | None
 ) -> tuple[Guided, Int[Array, " b"], Int[Array, " b"]]:
-    rate, mean, speed = _rates(tuning, state), average(state), _speed(state)
-    found, count = _found(state, rate, speed, matched)
-    look = _look(tuning, state, rate[:, _MODEL], mean, speed)
+    rate, mean, speed = _rates(tuning, state), average(state), _speed(state, peers)
+    found, count = _found(state, rate, speed, matched, peers)
+    look = _look(tuning, state, rate[:, _MODEL], mean, speed, peers)
     pays = jnp.maximum(found, look) > 0
-    probing = ~pays & (state.idle >= state.wait)
+    probing = ~pays & (shared(peers, (state.idle - state.wait).astype(jnp.float32)) >= 0)
     by_lookup = (matched > 0) & (found >= look)
     most = jnp.where(pays, UNLIMITED, jnp.where(probing, 1, 0)).astype(jnp.int32)
     state = state._replace(survival=jnp.ones_like(state.survival), probing=probing)
@@ -198,42 +203,65 @@ def _propose(
 
 
 def _found(
-    state: Guided, rate: Float[Array, "b bins"], speed: Float[Array, " b"], matched: Int[Array, " b"]
+    state: Guided,
+    rate: Float[Array, "b bins"],
+    speed: Float[Array, " b"],
+    matched: Int[Array, " b"],
+    peers: Bool[Array, " b"] | None,
 ) -> tuple[Float[Array, " b"], Int[Array, " b"]]:
     """Returns what the best number of found tokens gains, and that number, from 1."""
     k_max = state.verify.shape[1] - 1
     ahead = jnp.arange(k_max, dtype=jnp.int32)[None, :]
     each = jnp.take_along_axis(rate[:, _LOOKUP], _bin(_MATCHED, matched[:, None] + ahead), axis=1)
     tokens = _running_sum(jnp.exp(_running_sum(jnp.log(jnp.maximum(each, 1e-6)))))
+    tokens = shared(peers, jnp.where(matched[:, None] > 0, tokens, 0.0))
     gain = tokens - speed[:, None] * (state.verify[:, 1:] - state.verify[:, :1])
     best = jnp.max(gain, axis=1, initial=-jnp.inf)
     count = jnp.max(jnp.where(gain == best[:, None], ahead + 1, 1), axis=1, initial=1)
-    return jnp.where(matched > 0, best, -jnp.inf), count.astype(jnp.int32)
+    somewhere = shared(peers, (matched > 0).astype(jnp.float32)) > 0
+    return jnp.where(somewhere, best, -jnp.inf), count.astype(jnp.int32)
 
 
 def _look(
-    tuning: Tuning, state: Guided, rate: Float[Array, "b bins"], mean: Float[Array, " b"], speed: Float[Array, " b"]
+    tuning: Tuning,
+    state: Guided,
+    rate: Float[Array, "b bins"],
+    mean: Float[Array, " b"],
+    speed: Float[Array, " b"],
+    peers: Bool[Array, " b"] | None,
 ) -> Float[Array, " b"]:
-    """Returns what it gains to ask the drafter for a token, and for more where its confidence then says so."""
+    """Returns what it gains to ask the drafter for a token, and for more where its confidence then says so.
+
+    A row takes what the others will say on the average.
+    """
     count = jnp.arange(state.verify.shape[1] - 1, dtype=jnp.float32)[None, :]
     tokens = _running_sum(mean[:, None] ** count)
     time = state.verify[:, 1:] - state.verify[:, :1] + count * state.draft[:, None]
     chance = jnp.concatenate([rate, mean[:, None]], axis=1)  # the last for a confidence that is not yet known
-    gain = chance[:, :, None] * tokens[:, None, :] - speed[:, None, None] * time[:, None, :]
-    gain = jnp.maximum(jnp.max(gain, axis=2, initial=-jnp.inf), 0.0)
     weight = jnp.concatenate([state.firsts, jnp.full_like(mean[:, None], tuning.prior)], axis=1)
-    return jnp.sum(weight * gain, axis=1) / jnp.sum(weight, axis=1) - speed * state.draft
+    usual = jnp.sum(weight * chance, axis=1) / jnp.sum(weight, axis=1)
+    block = chance[:, :, None] * tokens[:, None, :]
+    if peers is not None:
+        share = peers.astype(jnp.float32)[:, None]
+        share = share / jnp.maximum(jnp.sum(share), 1.0)
+        of_row = usual[:, None] * tokens
+        of_others = shared(peers, of_row) - share * of_row
+        block = share[:, :, None] * block + of_others[:, None, :]
+    gain = block - speed[:, None, None] * time[:, None, :]
+    gain = jnp.maximum(jnp.max(gain, axis=2, initial=-jnp.inf), 0.0)
+    return shared(peers, jnp.sum(weight * gain, axis=1) / jnp.sum(weight, axis=1)) - speed * state.draft
 
 
 def _step(tuning: Tuning, state: Guided, drafted: Drafted) -> tuple[Guided, Bool[Array, " b"], Bool[Array, " b"]]:
     """Weighs a block that ends here, at each later place, and before here."""
     mean, rate = average(state), _rates(tuning, state)
     survival = state.survival * _lookup(rate, _bin(_EDGES, drafted.top))
-    speed = _speed(state)[:, None]
+    speed = _speed(state, drafted.peers)[:, None]
     ahead = jnp.arange(state.verify.shape[1], dtype=jnp.int32)[None, :] - (drafted.index + 1)
     # Sums over 0 .. ahead of powers of the mean, without dividing by 1 - mean.
     powers = jnp.where(ahead >= 0, mean[:, None] ** jnp.maximum(ahead, 0).astype(jnp.float32), 0.0)
     tokens = survival[:, None] * _running_sum(powers)
+    tokens = shared(drafted.peers, jnp.where(drafted.drafting[:, None], tokens, 0.0))
     passed = state.verify - _lookup(state.verify, drafted.index)[:, None]
     value = tokens - speed * (passed + jnp.maximum(ahead, 0).astype(jnp.float32) * state.draft[:, None])
     now = jnp.max(jnp.where(ahead == 0, value, 0.0), axis=1)
@@ -259,14 +287,14 @@ def _update(tuning: Tuning, state: Guided, verdict: Verdict) -> Guided:
     decay = tuning.memory ** (jnp.sum(weight, axis=1) + 0.05 * judged[:, None])
     by_model = jnp.sum(weight[..., _MODEL], axis=(1, 2))
     fade = tuning.memory**by_model
-    steps = verdict.steps.astype(jnp.float32)
     looked = of_model[:, 0] & (verdict.steps > 0)
     first = looked[:, None] & (confidence[:, :1] == jnp.arange(len(_MIDDLES), dtype=jnp.int32)[None, :])
-    spent = _lookup(state.verify, verdict.drafted) + state.draft * steps
+    steps = most(verdict.peers, verdict.steps).astype(jnp.float32)
+    spent = _lookup(state.verify, most(verdict.peers, verdict.drafted)) + state.draft * steps
     drafted = (verdict.steps > 0) | (verdict.drafted > 0)
     # A draft that the verifier liked is worth another look at once, whatever became of it.
     chance = jnp.sum(liked, axis=1) / jnp.maximum(judged, 1.0)
-    again = state.probing & drafted & (_best_fixed(state, chance * _scale(state.kept, state.hoped)) >= 1)
+    again = state.probing & drafted & (_best_fixed(state, chance * _scale(state.kept, state.hoped), verdict.peers) >= 1)
     longest = (tuning.longest_wait * state.rare).astype(jnp.int32)
     longer = jnp.where(state.probing & drafted, jnp.minimum(2 * state.wait, longest), state.wait)
     wait = jnp.where((drafted & ~state.probing) | again, (tuning.patience * state.rare).astype(jnp.int32), longer)
@@ -299,16 +327,17 @@ def _rates(tuning: Tuning, state: Guided) -> Float[Array, "b bins"]:
     return (state.right + _DOUBT_OF_A_BIN * jnp.minimum(scale * expected, 1.0)) / (state.tries + _DOUBT_OF_A_BIN)
 
 
-def _best_fixed(state: Guided, mean: Float[Array, " b"]) -> Float[Array, " b"]:
+def _best_fixed(state: Guided, mean: Float[Array, " b"], peers: Bool[Array, " b"] | None) -> Float[Array, " b"]:
     """Tokens per unit of time of the best fixed length from 1, if each draft is accepted with probability `mean`."""
     k = jnp.arange(state.verify.shape[1], dtype=jnp.float32)[None, :]
-    tokens = _running_sum(jnp.minimum(mean, 1.0)[:, None] ** k)
+    tokens = shared(peers, _running_sum(jnp.minimum(mean, 1.0)[:, None] ** k))
     return jnp.max((tokens / (k * state.draft[:, None] + state.verify))[:, 1:], axis=1, initial=0.0)
 
 
-def _speed(state: Guided) -> Float[Array, " b"]:
+def _speed(state: Guided, peers: Bool[Array, " b"] | None) -> Float[Array, " b"]:
     """rho: what a unit of time is worth, in tokens."""
-    return jnp.maximum(jnp.maximum(_best_fixed(state, average(state)), state.tokens / state.time), 1.0)
+    lately = shared(peers, state.tokens) / shared(peers, state.time)
+    return jnp.maximum(jnp.maximum(_best_fixed(state, average(state), peers), lately), 1.0)
 
 
 def _scale(right: Float[Array, " b"], liked: Float[Array, " b"]) -> Float[Array, " b"]:

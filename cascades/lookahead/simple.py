@@ -51,7 +51,10 @@ def _constant(k: int, batch: int, costs: Costs) -> Int[Array, " b"]:
     return jnp.full((batch,), k, jnp.int32)
 
 
-def _as_it_is(state: Int[Array, " b"], matched: Int[Array, " b"]) -> tuple[Any, Int[Array, " b"], Int[Array, " b"]]:
+def _as_it_is(
+    state: Int[Array, " b"], matched: Int[Array, " b"], peers: Bool[Array, " b"] | None
+) -> tuple[Any, Int[Array, " b"], Int[Array, " b"]]:
+    del peers
     return state, state, jnp.where(matched > 0, state, 0)
 
 

@@ -125,7 +125,7 @@ def draft_cost(loop: Loop) -> Cost:
     said = Said(_array(place, (batch, vocabulary), jnp.float32, ("batch", "vocab")))
     index, flag = (_array(place, (), dtype) for dtype in (jnp.int32, jnp.bool_))
     row, rows = state.length, _rows(place, jax.ShapeDtypeStruct((batch,), jnp.bool_))
-    asked = Asked(rows, row, loop.keys.token, flag, state.sampling)
+    asked = Asked(rows, row, loop.keys.token, rows if plan.together else None, flag, state.sampling)
     now = Drafting(index, loop.drafts, said, state.drafter_cache, state.lookahead, state.clock)
 
     def run(params, asked, now, due):

@@ -40,9 +40,9 @@ def rows():
 
 
 @functools.cache
-def samples(coupling, bonus, forced):
+def samples(coupling, bonus, forced, together=False):
     """The first `LENGTH` tokens of every row: `[case, copy, token]`. The limit is far enough not to cut a draft."""
-    state = decode(lab(coupling, bonus, VOCAB, 3), rows(), SLOTS, forced, rounds=LENGTH)
+    state = decode(lab(coupling, bonus, VOCAB, 3, together=together), rows(), SLOTS, forced, rounds=LENGTH)
     tokens, start = np.asarray(state.tokens), np.asarray(rows().length)
     taken = np.take_along_axis(tokens, start[:, None] + np.arange(LENGTH), axis=1)
     return taken.reshape(len(CASES), COPIES, LENGTH)
@@ -91,6 +91,11 @@ def test_adaptive_length_follows_target(coupling, controller):
     row = np.arange(len(CASES) * COPIES).reshape(len(CASES), COPIES) % len(CONTROLLERS)
     mine = [tokens[row[i] == controller] for i, tokens in enumerate(taken)]
     check(mine, target_laws())
+
+
+@pytest.mark.parametrize("coupling", ["maximal", "gumbel"])
+def test_rows_that_decide_as_one_follow_their_own_targets(coupling):
+    check(samples(coupling, "target", -1, together=True), target_laws())
 
 
 @pytest.mark.parametrize("k", [1, 3])

@@ -66,7 +66,7 @@ def guided_speed(kind: str, true: np.ndarray, believed: np.ndarray) -> float:
         while at < len(positions):
             place = positions[at]
             matched = place["matched"]
-            state, asked, found = propose(state, jnp.full((1,), matched, jnp.int32))
+            state, asked, found = propose(state, jnp.full((1,), matched, jnp.int32), None)
             found = min(int(found[0]), place["room"]) if matched else 0
             length, steps = found, 0
             if not found:

@@ -30,7 +30,7 @@ def trace(controller, costs) -> dict:
         top = generator.uniform(size=(rows, K_MAX)).astype(np.float32)
         expected = np.clip(rates + generator.normal(0, 0.1, (rows, K_MAX)), 0, 1).astype(np.float32)
         likes = generator.uniform(size=(rows, K_MAX)) < rates
-        state, wanted, _ = propose(state, np.zeros(rows, np.int32))
+        state, wanted, _ = propose(state, np.zeros(rows, np.int32), None)
         length = np.clip(np.asarray(wanted), 0, K_MAX)
         steps = np.zeros(rows, np.int32)
         for index in range(K_MAX):
