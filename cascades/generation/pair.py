@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from cascades import checkpoints, hosts, tokenizers
+from cascades.checkpoints.load import descend
 from cascades.checkpoints.sources import tokenizer_directory
 from cascades.decoding.lookup import LookUp, look_up
 from cascades.generation.placement import default_dtype
@@ -74,7 +75,7 @@ def load_pair(spec: PairSpec, *, chat_template: str | None = None) -> LoadedPair
     if dataclasses.replace(source, strategy=verifier.strategy) == verifier and place == drafter_place:
         small = large
     else:
-        tokenizer = tokenizers.load(tokenizer_directory(checkpoints.resolve(uri)), drafter.preset)
+        tokenizer = tokenizers.load(tokenizer_directory(descend(checkpoints.resolve(uri))), drafter.preset)
         tokenizers.check_same_vocabulary(tokenizer, large.tokenizer)  # before the weights, which take longer
         small = _load(source, dtype, drafter_place, spec.kernels, tokenizer, verifier=large.params)
     pairing.check_starts(large.model, small.model, (large.name, small.name))

@@ -13,6 +13,7 @@ import numpy as np
 
 from cascades import checkpoints, tokenizers
 from cascades.checkpoints import Checkpoint
+from cascades.checkpoints.load import descend
 from cascades.checkpoints.sources import tokenizer_directory
 from cascades.errors import UserError
 from cascades.models import Config, DecoderConfig, build, preset
@@ -122,7 +123,7 @@ def own(uri: str | None = None, architecture: str | Architecture | None = None, 
         if uri is not None:
             if vocabulary is not None:
                 raise UserError("own.vocabulary is for random weights: a checkpoint keeps its head")
-            tokenizer = tokenizers.load(tokenizer_directory(checkpoints.resolve(uri)))
+            tokenizer = tokenizers.load(tokenizer_directory(descend(checkpoints.resolve(uri))))
             tokenizers.check_same_vocabulary(tokenizer, tokenizers.load(verifier.path))
             config, params, _ = checkpoints.load(uri, dtype=jnp.float32)
         else:
