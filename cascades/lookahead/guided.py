@@ -232,7 +232,7 @@ def _look(
 ) -> Float[Array, " b"]:
     """Returns what it gains to ask the drafter for a token, and for more where its confidence then says so.
 
-    A row takes what the others will say on the average.
+    All `[b]` but rate, the drafter's part of the table. A row knows of its peers only what they say on the average.
     """
     count = jnp.arange(state.verify.shape[1] - 1, dtype=jnp.float32)[None, :]
     tokens = _running_sum(mean[:, None] ** count)
