@@ -92,6 +92,7 @@ def product(x: Array, kernel: Array, dtype) -> Array:
 
 
 _FEW_ROWS = 16  # up to so many fill one tile of what multiplies them
+_VECTOR = 8  # numbers that what follows a product takes at once
 
 
 def _product(x: Array, kernel: Array, dtype) -> Array:
@@ -103,14 +104,18 @@ def _narrow_product_on_cpu(x: Array, kernel: Array, dtype) -> Array:
 
     Otherwise it first copies the kernel to float32, or multiplies int8 number by number, several times as slowly. What
     stands second in a product is transposed into tiles at every call: of a few rows and a kernel, that should be the
-    rows. The barrier keeps XLA from turning the two around again.
+    rows. The barrier keeps XLA from turning the two around again. Where it leaves the rows last, what follows runs
+    along them, number by number if there are too many to unroll and they fill no vectors.
     """
     rows, wide = x.shape[0], jnp.dtype(jnp.float32 if dtype == jnp.bfloat16 else dtype)
     if rows > _FEW_ROWS:
         return _product(x, kernel, wide).astype(dtype)
     x = jnp.concatenate([x, x]) if rows == 1 else x
     turned = lax.optimization_barrier(_product(kernel, x, wide))
-    return turned.T[:rows].astype(dtype)
+    y = turned.T[:rows].astype(dtype)
+    if rows < _VECTOR or rows % _VECTOR == 0:
+        return y
+    return lax.optimization_barrier(y.reshape(-1)).reshape(rows, -1)  # in the order of its axes
 
 
 def lookup(table, tokens: Int[Array, "b s"]) -> Float[Array, "b s d"]:
@@ -217,7 +222,7 @@ def placed(buffer: kv.Buffer, constrain: Constrain) -> kv.Buffer:
     return jax.tree.map(lambda part: constrain(part, CACHE[: part.ndim]), buffer)
 
 
-_SELECTED_TOKENS = 16  # up to so many are written to a narrow cache by selects on CPUs: passes of a decoding loop
+_FEW_TOKENS = 16  # up to so many are written to a narrow cache without a scatter on CPUs: passes of a decoding loop
 
 
 def append(buffer: kv.Buffer, new: Float[Array, "b g s h"], length: Int[Array, " b"]) -> kv.Buffer:
@@ -232,17 +237,21 @@ def write(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
 
     A scatter of one token becomes an update that is repeated inside the products that read the buffer, each time on
     a copy of all of it. So a single token is written twice: the second one lands behind the row's new length, or is
-    dropped. A scatter into bfloat16 goes through float32 copies of every buffer; one pass of selects does not. (One of
-    its bits as integers would not either, but has no gradient.)
+    dropped. A scatter into bfloat16 goes through float32 copies of every buffer; selects do not. (A scatter of its bits
+    as integers would not either, but has no gradient.)
     """
-    if buffer.dtype != jnp.float32 and new.shape[2] <= _SELECTED_TOKENS:
-        return lax.platform_dependent(buffer, new, length, cpu=_write_by_selects, default=kv.write)
-    if buffer.shape[0] * new.shape[2] == 1:
+    count, slots = new.shape[2], buffer.shape[2]
+    if buffer.dtype != jnp.float32 and count <= _FEW_TOKENS:
+        several_of_one_row = buffer.shape[0] == 1 and 2 < count <= slots
+        on_cpu = _write_row if several_of_one_row else _write_by_selects
+        return lax.platform_dependent(buffer, new, length, cpu=on_cpu, default=kv.write)
+    if buffer.shape[0] * count == 1:
         new = jnp.concatenate([new, new], axis=2)
     return kv.write(buffer, new, length)
 
 
 def _write_by_selects(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
+    """Chooses in every slot between what it holds and each new token: as often as there are tokens."""
     behind = jnp.arange(buffer.shape[2], dtype=jnp.int32)[None, :] - length[:, None]
     behind = jnp.expand_dims(behind, (1, *range(3, buffer.ndim)))
     new = new.astype(buffer.dtype)
@@ -250,3 +259,19 @@ def _write_by_selects(buffer: Array, new: Array, length: Int[Array, " b"]) -> Ar
         buffer = jnp.where(behind == token, new[:, :, token : token + 1], buffer)
     # XLA of jax 0.12 would select once more inside what reads the buffer, and for that keep a copy of the old one.
     return lax.optimization_barrier(buffer)
+
+
+def _write_row(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
+    """Of a single row, all at once, by way of one float32 copy: faster than selects from three tokens on.
+
+    `dynamic_update_slice` alone would move what falls behind the end to the slots before it.
+    """
+    count, slots = new.shape[2], buffer.shape[2]
+    start = jnp.minimum(length[0], slots - count)
+    late = jnp.minimum(length[0] - start, count)  # so many slots of the window lie before the row's end
+    old = lax.dynamic_slice_in_dim(buffer, start, count, axis=2)
+    twice = jnp.concatenate([new, new], axis=2).astype(buffer.dtype)
+    moved = lax.dynamic_slice_in_dim(twice, count - late, count, axis=2)
+    column = jnp.arange(count, dtype=jnp.int32).reshape(count, *(1,) * (buffer.ndim - 3))
+    written = jnp.where(column < late, old, moved)
+    return lax.optimization_barrier(lax.dynamic_update_slice_in_dim(buffer, written, start, axis=2))

@@ -100,7 +100,20 @@ def test_attention_of_a_row_that_sees_nothing_is_finite():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
 @pytest.mark.parametrize(
-    ("width", "lengths"), [(1, (0,)), (1, (7,)), (1, (8,)), (1, (3, 8)), (3, (5, 6)), (3, (0, 9)), (17, (1, 0))]
+    ("width", "lengths"),
+    [
+        (1, (0,)),
+        (1, (7,)),
+        (1, (8,)),
+        (1, (3, 8)),
+        (3, (5, 6)),
+        (3, (0, 9)),
+        (3, (2,)),
+        (3, (5,)),
+        (3, (7,)),
+        (3, (8,)),
+        (17, (1, 0)),
+    ],
 )
 def test_write_drops_what_falls_behind_the_end(width, lengths, dtype):
     b = len(lengths)
