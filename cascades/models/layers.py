@@ -262,7 +262,7 @@ def _write_by_selects(buffer: Array, new: Array, length: Int[Array, " b"]) -> Ar
 
 
 def _write_row(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
-    """Of a single row, all at once, by way of one float32 copy: faster than selects from three tokens on.
+    """Of a single row, all at once; a bfloat16 buffer by way of one float32 copy of it, which selects do not need.
 
     `dynamic_update_slice` alone would move what falls behind the end to the slots before it.
     """
