@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cascades.typing import Array, Float, Int
+from cascades.typing import Array, Float, Int, UInt
 
 
 class Int8Buffer(NamedTuple):
@@ -24,8 +24,11 @@ class Int8Buffer(NamedTuple):
         return self.values.shape
 
 
-Buffer = Float[Array, "b g t h"] | Int8Buffer
-"""Keys or values of one layer."""
+Buffer = Float[Array, "b g t h"] | UInt[Array, "b g t h"] | Int8Buffer
+"""Keys or values of one layer; uint16 are the bits of bfloat16, see `BITS`."""
+
+BITS = jnp.uint16
+"""The dtype of a bfloat16 cache that XLA on CPUs updates in place: bfloat16 it widens first, all slots of it."""
 
 
 class KVCache(NamedTuple):
@@ -40,11 +43,11 @@ class KVCache(NamedTuple):
     keys: tuple[Buffer, ...]
     values: tuple[Buffer, ...]
     length: Int[Array, " b"]
-    features: Float[Array, "b 1 t d"] | None = None
+    features: Float[Array, "b 1 t d"] | UInt[Array, "b 1 t d"] | None = None
 
 
 def init(batch: int, slots: int, layers: int, heads: int, head_dim: int, dtype) -> KVCache:
-    """Returns an empty cache with `slots` slots a row; with dtype int8, of `Int8Buffer`s."""
+    """Returns an empty cache with `slots` slots a row; with dtype int8, of `Int8Buffer`s. dtype may be `BITS`."""
     shape = (batch, heads, slots, head_dim)
 
     def buffer() -> Buffer:
@@ -66,6 +69,16 @@ def quantized(new: Float[Array, "b g s h"]) -> Int8Buffer:
     return Int8Buffer(jnp.round(wide / scale[..., None]).astype(jnp.int8), scale)
 
 
+def stored(new: Array, dtype) -> Array:
+    """Returns keys or values as a buffer of `dtype` holds them."""
+    return lax.bitcast_convert_type(new.astype(jnp.bfloat16), BITS) if dtype == BITS else new.astype(dtype)
+
+
+def loaded(buffer: Array) -> Array:
+    """Returns the numbers that an array of a cache holds: what `stored` has turned into bits, as bfloat16."""
+    return lax.bitcast_convert_type(buffer, jnp.bfloat16) if buffer.dtype == BITS else buffer
+
+
 def append(buffer: Buffer, new: Float[Array, "b g s h"], length: Int[Array, " b"]) -> Buffer:
     """Writes `new` at slots `length[b] …` of each row; what would fall behind the end is dropped.
 
@@ -82,7 +95,7 @@ def write(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
     rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
     positions = length[:, None] + jnp.arange(new.shape[2], dtype=jnp.int32)[None, :]
     positions = jnp.where(positions < slots, positions, slots)
-    updates = jnp.swapaxes(new, 1, 2).astype(buffer.dtype)  # [b, s, g, h], as the indexed axes lead
+    updates = stored(jnp.swapaxes(new, 1, 2), buffer.dtype)  # [b, s, g, h], as the indexed axes lead
     return buffer.at[rows, :, positions].set(updates, mode="drop", unique_indices=False)
 
 
@@ -95,7 +108,7 @@ def fill(buffer: Buffer, new: Float[Array, "b g s h"], start: Int[Array, ""] | i
 
 def put(buffer: Array, new: Array, start: Int[Array, ""] | int) -> Array:
     """`fill` of an array `[b, g, s, …]` into one `[b, g, t, …]`."""
-    return lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), start, axis=2)
+    return lax.dynamic_update_slice_in_dim(buffer, stored(new, buffer.dtype), start, axis=2)
 
 
 def rewind(cache, length: Int[Array, " b"]):

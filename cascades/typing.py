@@ -11,12 +11,12 @@ token follows.
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
 Params = Any  # a nested dict of arrays
 Cache = Any  # a pytree with a field `length: Int[Array, " b"]`; see `cascades.cache`
 
-__all__ = ["Array", "Bool", "Branch", "Cache", "Float", "Int", "Key", "Model", "Output", "Params"]
+__all__ = ["Array", "Bool", "Branch", "Cache", "Float", "Int", "Key", "Model", "Output", "Params", "UInt"]
 
 
 class Output(NamedTuple):

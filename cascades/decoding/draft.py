@@ -13,7 +13,7 @@ from cascades.decoding.plan import CHOICE, Plan
 from cascades.decoding.state import Clock, State
 from cascades.distributions import Sampling, at, draw, scaled, softmax
 from cascades.lookahead import Drafted
-from cascades.typing import Array, Bool, Cache, Float, Int, Key, Model, Params
+from cascades.typing import Array, Bool, Cache, Float, Int, Key, Model, Params, UInt
 
 
 class Draft(NamedTuple):
@@ -86,12 +86,14 @@ def window(tokens: Int[Array, "b n"], start: Int[Array, " b"], width: int, end: 
     return jnp.take_along_axis(tokens, jnp.minimum(index, end[:, None] - 1), axis=1)
 
 
-def before(features: Float[Array, "b 1 t d"] | None, start: Int[Array, " b"], width: int) -> Float[Array, "b w d"]:
+def before(
+    features: Float[Array, "b 1 t d"] | UInt[Array, "b 1 t d"] | None, start: Int[Array, " b"], width: int
+) -> Float[Array, "b w d"]:
     """Returns, for `width` tokens from `start[b]`, the features of the token before each; zeros before the first."""
     assert features is not None, "a verifier's cache keeps what its drafter reads"
     index = start[:, None] - 1 + jnp.arange(width, dtype=jnp.int32)[None, :]
     taken = jnp.take_along_axis(features[:, 0], jnp.clip(index, 0, features.shape[2] - 1)[:, :, None], axis=1)
-    return jnp.where(index[:, :, None] >= 0, taken, 0)
+    return jnp.where(index[:, :, None] >= 0, caches.loaded(taken), 0)
 
 
 def extend(

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
+from cascades import cache as kv
 from cascades import checkpoints, hosts, tokenizers
 from cascades.checkpoints.load import descend
 from cascades.checkpoints.sources import tokenizer_directory
@@ -121,5 +123,6 @@ def _load(
         verifier=verifier,
     )
     tokenizer = tokenizer or tokenizers.load(checkpoint.path, spec.preset)
-    make = partial(build, checkpoint.config, dtype, layout, jnp.int8 if spec.cache else None, kernels=kernels)
+    bits = kv.BITS if jax.default_backend() == "cpu" and dtype == jnp.bfloat16 else None
+    make = partial(build, checkpoint.config, dtype, layout, jnp.int8 if spec.cache else bits, kernels=kernels)
     return LoadedModel(spec.uri, make(), checkpoint.params, tokenizer, layout, partial(make, features=True))

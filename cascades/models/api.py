@@ -10,7 +10,7 @@ from jax import lax
 
 from cascades import cache as kv
 from cascades.errors import UserError
-from cascades.models import decode_attention, layers
+from cascades.models import attention, decode_attention
 from cascades.models.config import Config, DecoderConfig, T5Config
 from cascades.models.decoder import Decoder
 from cascades.models.encoder_decoder import EncoderDecoder, T5Cache
@@ -43,7 +43,8 @@ def decoder(
       dtype: of weights, activations and cache, float32 or bfloat16; norms, softmax, rotations and logits are
         float32 in either case.
       layout: where activations live; None is one device. Weights live by `logical_axes`.
-      cache_dtype: of the cache, where it is another: int8 quantises keys and values, a scale for each token and head.
+      cache_dtype: of the cache, where it is another: int8 quantises keys and values, a scale for each token and head,
+        `cache.BITS` is bfloat16 as CPUs are fast with.
       kernels: whether TPUs attend by the kernel of `decode_attention`.
       features: whether its caches keep what a drafter may read.
       chunk: tokens of every pass of a prefill; None is what suits the machine, `WHOLE` takes a prompt in one pass,
@@ -61,9 +62,10 @@ def decoder(
     def init_cache(batch: int, slots: int) -> kv.KVCache:
         _check_slots(config, slots)
         cache = kv.init(batch, slots, config.num_layers, config.num_kv_heads, config.head_dim, cache_dtype or dtype)
-        keys, values = (tuple(layers.placed(buffer, constrain) for buffer in each) for each in cache[:2])
+        keys, values = (tuple(attention.placed(buffer, constrain) for buffer in each) for each in cache[:2])
         shape = (batch, 1, slots, config.d_model)
-        kept = constrain(jnp.zeros(shape, dtype), layers.CACHE) if features else None
+        kept = kv.BITS if cache_dtype == kv.BITS else dtype
+        kept = constrain(jnp.zeros(shape, kept), attention.CACHE) if features else None
         return kv.KVCache(keys, values, cache.length, kept)
 
     def prefill(
@@ -148,7 +150,7 @@ def encoder_decoder(config: T5Config, dtype=jnp.float32, layout: Layout | None =
         _check_slots(config, slots)
         count, shape = config.num_decoder_layers, (config.num_heads, config.head_dim)
         own, cross = (kv.init(batch, slots, count, *shape, cache_dtype or dtype) for _ in range(2))
-        buffers = (tuple(layers.placed(each, constrain) for each in part) for part in (*own[:2], *cross[:2]))
+        buffers = (tuple(attention.placed(each, constrain) for each in part) for part in (*own[:2], *cross[:2]))
         return T5Cache(*buffers, encoded=cross.length, length=own.length)
 
     def prefill(params: Params, tokens: Int[Array, "b s"], lengths: Int[Array, " b"], cache: T5Cache) -> T5Cache:

@@ -29,11 +29,12 @@ Updated = tuple[Float[Array, "b g r s h"], Float[Array, "b g t h"], Float[Array,
 
 
 def takes(buffer: kv.Buffer) -> bool:
-    """Returns whether the kernel is made for a buffer: not int8, divided by a block, and heads that fill whole lanes.
+    """Returns whether the kernel is made for a buffer: floating point, divided by a block, heads that fill whole lanes.
 
     Half of each tile of narrower heads would be padding: twice the memory, and copies from the layout that XLA prefers.
     """
-    return not isinstance(buffer, kv.Int8Buffer) and buffer.shape[3] % _LANES == 0 and bool(block_of(buffer.shape[2]))
+    floating = not isinstance(buffer, kv.Int8Buffer) and buffer.dtype != kv.BITS
+    return floating and buffer.shape[3] % _LANES == 0 and bool(block_of(buffer.shape[2]))
 
 
 def block_of(slots: int) -> int | None:

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 
 from cascades import cache as kv
-from cascades.models import decode_attention, layers
+from cascades.models import attention, decode_attention, layers
 from cascades.models.config import DecoderConfig
 from cascades.sharding import Constrain, anywhere
 from cascades.typing import Array, Bool, Branch, Float, Int
@@ -28,7 +28,7 @@ LOGITS = ("batch", None, "vocab")
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("rotation", "mask", "start"),
+    data_fields=("rotation", "mask", "start", "end"),
     meta_fields=("window", "constrain", "kernel"),
 )
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,7 @@ class View:
     rotation: cosine and sine of the new positions.
     mask: which slots of the buffer each new token sees.
     start: in a prefill, the slot of every row's first new token; None where each goes on behind its own length.
+    end: no row sees a slot from there on; None where nothing is known.
     window: size of the sliding window; None on global layers.
     constrain: says where activations live.
     kernel: `decode_attention.placed`, for TPUs; None leaves attention to XLA.
@@ -46,6 +47,7 @@ class View:
     rotation: tuple[Array, Array]
     mask: Bool[Array, "b s t"]
     start: Int[Array, ""] | None
+    end: Int[Array, ""] | None
     window: int | None
     constrain: Constrain
     kernel: Callable[..., Array] | None
@@ -100,7 +102,7 @@ class DecoderLayer(nnx.Module):
         k = jnp.swapaxes(layers.rotate(k, view.rotation), 1, 2)
         v = jnp.swapaxes(v, 1, 2)
         attended, keys, values = self.attend_cache(q, k, v, keys, values, view, length)
-        keys, values = layers.placed(keys, view.constrain), layers.placed(values, view.constrain)
+        keys, values = attention.placed(keys, view.constrain), attention.placed(values, view.constrain)
         return view.constrain(self.o(view.constrain(attended, HEADS)), HIDDEN), keys, values
 
     def attend_cache(self, q, k, v, keys: kv.Buffer, values: kv.Buffer, view: View, length):
@@ -108,11 +110,11 @@ class DecoderLayer(nnx.Module):
         cap, mask = self.config.attn_softcap, view.mask
         if view.start is not None:
             keys, values = kv.fill(keys, k, view.start), kv.fill(values, v, view.start)
-            return layers.attend(q, keys, values, mask, cap), keys, values
+            return attention.attend(q, keys, values, mask, cap, end=view.end), keys, values
 
         def plain(q, k, v, keys, values, length):
-            keys, values = layers.append(keys, k, length), layers.append(values, v, length)
-            return layers.attend(q, keys, values, mask, cap), keys, values
+            keys, values = attention.append(keys, k, length), attention.append(values, v, length)
+            return attention.attend(q, keys, values, mask, cap, end=view.end), keys, values
 
         given = q, k, v, keys, values, length
         if view.kernel is None or not decode_attention.takes(keys):
@@ -180,9 +182,10 @@ class Decoder(nnx.Module):
             first = cache.length if start is None else jnp.broadcast_to(start, cache.length.shape)
             positions = first[:, None] + jnp.arange(s, dtype=jnp.int32)[None, :]
             slots = jnp.arange(cache.keys[0].shape[2], dtype=jnp.int32)
-            views = self.views(positions, partial(layers.visible, positions, slots), start, constrain, kernel)
+            end = jnp.max(positions) + 1
+            views = self.views(positions, partial(attention.visible, positions, slots), start, end, constrain, kernel)
         else:
-            views = self.views(branch.positions, branch.visible, None, constrain, None)
+            views = self.views(branch.positions, branch.visible, None, None, constrain, None)
         x = constrain(layers.lookup(self.embed.embedding.get_value(), tokens), HIDDEN)
         if config.embed_scale:
             x = x * jnp.asarray(config.d_model**0.5, x.dtype)
@@ -199,8 +202,8 @@ class Decoder(nnx.Module):
         kept = cache.features
         if kept is not None:
             new = x[:, None]
-            kept = layers.write(kept, new, cache.length) if start is None else kv.put(kept, new, start)
-            kept = constrain(kept, layers.CACHE)
+            kept = attention.write(kept, new, cache.length) if start is None else kv.put(kept, new, start)
+            kept = constrain(kept, attention.CACHE)
         return x, kv.KVCache(tuple(keys), tuple(values), cache.length + s, kept)
 
     def logits(
@@ -228,6 +231,7 @@ class Decoder(nnx.Module):
         positions: Int[Array, "b s"],
         visible: Callable[[int | None], Bool[Array, "b s t"]],
         start: Int[Array, ""] | None,
+        end: Int[Array, ""] | None,
         constrain: Constrain,
         kernel: Callable[..., Array] | None,
     ) -> dict[bool, View]:
@@ -243,5 +247,5 @@ class Decoder(nnx.Module):
                     theta, scaling = config.local_rope_theta, None
             frequencies = layers.rope_frequencies(config.head_dim, theta, scaling)
             rotation = layers.rotation(positions, frequencies)
-            views[local] = View(rotation, visible(window), start, window, constrain, kernel)
+            views[local] = View(rotation, visible(window), start, end, window, constrain, kernel)
         return views

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cascades import cache as kv
-from cascades.models import layers
+from cascades.models import attention, layers
 from cascades.models.config import T5Config
 from cascades.models.decoder import HEADS, HIDDEN, KV_HEADS, LOGITS, MLP
 from cascades.sharding import Constrain
@@ -87,7 +87,7 @@ class Attention(nnx.Module):
         bias: Float[Array, "#b q s t"] | None,
         constrain: Constrain,
     ) -> Float[Array, "b s d"]:
-        attended = layers.attend(constrain(self.q(y), HEADS), keys, values, mask, bias=bias)
+        attended = attention.attend(constrain(self.q(y), HEADS), keys, values, mask, bias=bias)
         return constrain(self.o(constrain(attended, HEADS)), HIDDEN)
 
 
@@ -148,7 +148,7 @@ def _decoder_layer(
     y = block.attn_norm(x)
     new = block.attn.project(y, constrain)
     keys, values = (
-        layers.placed(layers.append(old, each, length), constrain) for old, each in zip(own, new, strict=True)
+        attention.placed(attention.append(old, each, length), constrain) for old, each in zip(own, new, strict=True)
     )
     x = x + block.attn(y, keys, values, masks[0], bias, constrain)
     x = x + block.cross(block.cross_norm(x), *cross, masks[1], None, constrain)
@@ -194,7 +194,7 @@ class EncoderDecoder(nnx.Module):
 
         def filled(buffers, new):
             written = (kv.fill(buffer, each) for buffer, each in zip(buffers, new, strict=True))
-            return tuple(layers.placed(buffer, constrain) for buffer in written)
+            return tuple(attention.placed(buffer, constrain) for buffer in written)
 
         return cache._replace(
             cross_keys=filled(cache.cross_keys, [keys for keys, _ in projected]),
@@ -211,7 +211,7 @@ class EncoderDecoder(nnx.Module):
         slots = jnp.arange(t, dtype=jnp.int32)
         places = cache.length[:, None] + jnp.arange(s, dtype=jnp.int32)[None]
         given = slots[None] < cache.encoded[:, None]
-        mask, cross_mask = layers.visible(places, slots) & ~given[:, None], given[:, None]
+        mask, cross_mask = attention.visible(places, slots) & ~given[:, None], given[:, None]
         bias = self._bias(self.decoder_bias, places, slots, False, constrain)
         x = self._look_up(tokens, constrain)
         keys, values = [], []

@@ -1,4 +1,4 @@
-"""The parts of a decoder: projections, RMSNorm, rotary positions, grouped-query attention.
+"""The parts of a decoder: projections, RMSNorm, rotary positions; attention is beside it.
 
 Kernels are stored with the contracted axis last: XLA on CPUs is fastest there, and the TPU has no preference.
 Norms, softmax, rotations and logits are float32 whatever the dtype of weights and activations is.
@@ -14,12 +14,9 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from cascades import cache as kv
 from cascades.models.config import RopeScaling
-from cascades.sharding import Constrain
-from cascades.typing import Array, Bool, Float, Int
+from cascades.typing import Array, Float, Int
 
-CACHE = ("batch", "kv_heads", None, None)
 # Finite, so that a row that sees nothing (padding) gives a uniform softmax and not NaN.
 MASKED = -1e30
 
@@ -91,7 +88,7 @@ def product(x: Array, kernel: Array, dtype) -> Array:
     return lax.platform_dependent(x, kernel, cpu=functools.partial(_narrow_product_on_cpu, dtype=dtype), default=plain)
 
 
-_FEW_ROWS = 16  # up to so many fill one tile of what multiplies them
+FEW_ROWS = 16  # up to so many fill one tile of what multiplies them
 _VECTOR = 8  # numbers that what follows a product takes at once
 
 
@@ -108,7 +105,7 @@ def _narrow_product_on_cpu(x: Array, kernel: Array, dtype) -> Array:
     along them, number by number if there are too many to unroll and they fill no vectors.
     """
     rows, wide = x.shape[0], jnp.dtype(jnp.float32 if dtype == jnp.bfloat16 else dtype)
-    if rows > _FEW_ROWS:
+    if rows > FEW_ROWS:
         return _product(x, kernel, wide).astype(dtype)
     x = jnp.concatenate([x, x]) if rows == 1 else x
     turned = lax.optimization_barrier(_product(kernel, x, wide))
@@ -166,112 +163,3 @@ def rotate(x: Float[Array, "b s n h"], cos_sin: tuple[Array, Array]) -> Float[Ar
     cos, sin = cos_sin
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
-def visible(queries: Int[Array, "b s"], keys: Int[Array, " t"], window: int | None = None) -> Bool[Array, "b s t"]:
-    """Which key positions each query position sees: itself and what is before it, inside the window if any."""
-    distance = queries[:, :, None] - keys[None, None, :]
-    mask = distance >= 0
-    return mask if window is None else mask & (distance < window)
-
-
-def attend(
-    q: Float[Array, "b s q h"],
-    keys: kv.Buffer,
-    values: kv.Buffer,
-    mask: Bool[Array, "#b #s t"],
-    cap: float | None = None,
-    bias: Float[Array, "#b q s t"] | None = None,
-) -> Float[Array, "b s q h"]:
-    """Grouped-query attention; `q` is scaled already, and `bias` is added to the scores.
-
-    The r = q / g query heads that share a key head are laid beside the s positions, so that both products have the
-    batch axes (b, g) in front and read the cache as it lies.
-    """
-    b, s, n, h = q.shape
-    g, t = keys.shape[1], keys.shape[2]
-    q = q.reshape(b, s, g, n // g, h).transpose(0, 2, 3, 1, 4).reshape(b, g, n // g * s, h)
-    # int8 is exact in bfloat16, so the scales can wait until behind the first product, and go before the second.
-    keys, key_scale = _parts(keys, q.dtype)
-    values, value_scale = _parts(values, q.dtype)
-    scores = lax.dot_general(
-        q.astype(keys.dtype), keys, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
-    )
-    scores = scores if key_scale is None else scores * key_scale
-    scores = softcap(scores, cap).reshape(b, g, n // g, s, t)
-    if bias is not None:
-        scores = scores + bias.reshape(bias.shape[0], g, n // g, s, t)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
-    weights = weights.reshape(b, g, n // g * s, t)
-    weights = (weights if value_scale is None else weights * value_scale).astype(values.dtype)
-    out = lax.dot_general(weights, values, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32).astype(
-        values.dtype
-    )
-    return out.reshape(b, g, n // g, s, h).transpose(0, 3, 1, 2, 4).reshape(b, s, n, h)
-
-
-def _parts(buffer: kv.Buffer, dtype) -> tuple[Array, Array | None]:
-    """A buffer as the operand of a product, and what is left of it: a scale for every column, `[b, g, 1, t]`."""
-    if isinstance(buffer, kv.Int8Buffer):
-        return buffer.values.astype(dtype), buffer.scale[:, :, None]
-    return buffer, None
-
-
-def placed(buffer: kv.Buffer, constrain: Constrain) -> kv.Buffer:
-    """Tells the compiler where a cache's buffer lives."""
-    return jax.tree.map(lambda part: constrain(part, CACHE[: part.ndim]), buffer)
-
-
-_FEW_TOKENS = 16  # up to so many are written to a narrow cache without a scatter on CPUs: passes of a decoding loop
-
-
-def append(buffer: kv.Buffer, new: Float[Array, "b g s h"], length: Int[Array, " b"]) -> kv.Buffer:
-    """`cache.append`, written so that XLA on CPUs makes no copy of the buffer."""
-    if isinstance(buffer, kv.Int8Buffer):
-        return jax.tree.map(lambda old, part: write(old, part, length), buffer, kv.quantized(new))
-    return write(buffer, new, length)
-
-
-def write(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
-    """`cache.write` as in `append`.
-
-    A scatter of one token becomes an update that is repeated inside the products that read the buffer, each time on
-    a copy of all of it. So a single token is written twice: the second one lands behind the row's new length, or is
-    dropped. A scatter into bfloat16 goes through float32 copies of every buffer; selects do not. (A scatter of its bits
-    as integers would not either, but has no gradient.)
-    """
-    count, slots = new.shape[2], buffer.shape[2]
-    if buffer.dtype != jnp.float32 and count <= _FEW_TOKENS:
-        several_of_one_row = buffer.shape[0] == 1 and 2 < count <= slots
-        on_cpu = _write_row if several_of_one_row else _write_by_selects
-        return lax.platform_dependent(buffer, new, length, cpu=on_cpu, default=kv.write)
-    if buffer.shape[0] * count == 1:
-        new = jnp.concatenate([new, new], axis=2)
-    return kv.write(buffer, new, length)
-
-
-def _write_by_selects(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
-    """Chooses in every slot between what it holds and each new token: as often as there are tokens."""
-    behind = jnp.arange(buffer.shape[2], dtype=jnp.int32)[None, :] - length[:, None]
-    behind = jnp.expand_dims(behind, (1, *range(3, buffer.ndim)))
-    new = new.astype(buffer.dtype)
-    for token in range(new.shape[2]):
-        buffer = jnp.where(behind == token, new[:, :, token : token + 1], buffer)
-    # XLA of jax 0.12 would select once more inside what reads the buffer, and for that keep a copy of the old one.
-    return lax.optimization_barrier(buffer)
-
-
-def _write_row(buffer: Array, new: Array, length: Int[Array, " b"]) -> Array:
-    """Of a single row, all at once; a bfloat16 buffer by way of one float32 copy of it, which selects do not need.
-
-    `dynamic_update_slice` alone would move what falls behind the end to the slots before it.
-    """
-    count, slots = new.shape[2], buffer.shape[2]
-    start = jnp.minimum(length[0], slots - count)
-    late = jnp.minimum(length[0] - start, count)  # so many slots of the window lie before the row's end
-    old = lax.dynamic_slice_in_dim(buffer, start, count, axis=2)
-    twice = jnp.concatenate([new, new], axis=2).astype(buffer.dtype)
-    moved = lax.dynamic_slice_in_dim(twice, count - late, count, axis=2)
-    column = jnp.arange(count, dtype=jnp.int32).reshape(count, *(1,) * (buffer.ndim - 3))
-    written = jnp.where(column < late, old, moved)
-    return lax.optimization_barrier(lax.dynamic_update_slice_in_dim(buffer, written, start, axis=2))

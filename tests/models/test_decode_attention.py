@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from cascades import cache as kv
 from cascades import models
-from cascades.models import decode_attention, layers
+from cascades.models import attention, decode_attention
 from cascades.sharding import STRATEGIES, Layout
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -33,8 +33,8 @@ def arrays(slots, dtype, s=S, heads=G):
 def plain(q, k, v, keys, values, length, window, cap):
     keys, values = kv.append(keys, k, length), kv.append(values, v, length)
     positions = length[:, None] + jnp.arange(q.shape[1], dtype=jnp.int32)[None]
-    mask = layers.visible(positions, jnp.arange(keys.shape[2], dtype=jnp.int32), window)
-    return layers.attend(q, keys, values, mask, cap), keys, values
+    mask = attention.visible(positions, jnp.arange(keys.shape[2], dtype=jnp.int32), window)
+    return attention.attend(q, keys, values, mask, cap), keys, values
 
 
 def compare(found, expected, length, s, dtype):

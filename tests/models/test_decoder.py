@@ -213,11 +213,12 @@ def test_bfloat16_is_close(name):
     assert np.sqrt(np.mean(error**2)) < 0.05 * expected.std()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, kv.BITS])
 @pytest.mark.parametrize(("batch", "width"), [(1, 1), (1, 5), (2, 1), (2, 5)])
 def test_a_loop_updates_a_donated_cache_in_place(batch, width, dtype):
     config = dataclasses.replace(setup("gemma2")[0], context_length=8192, vocab_size=20_000, head_dim=64)
-    model = models.decoder(config, dtype)
+    dtype, held = (jnp.bfloat16, kv.BITS) if dtype == kv.BITS else (dtype, None)
+    model = models.decoder(config, dtype, cache_dtype=held)
     cache = jax.eval_shape(lambda: model.init_cache(batch, 8192))
     cache_bytes = sum(buffer.size * buffer.dtype.itemsize for buffer in jax.tree.leaves(cache))
 
@@ -233,12 +234,13 @@ def test_a_loop_updates_a_donated_cache_in_place(batch, width, dtype):
     params = models.abstract_params(config, dtype)
     memory = jax.jit(loop, donate_argnums=2).lower(params, tokens, cache).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= cache_bytes
-    # Scores of one layer, and logits; no copy of a buffer but one where several tokens of a row go through float32, nor
-    # one of the embedding.
+    # Scores of one layer, and logits; no copy of the embedding, nor of a buffer but for what attention reads of a
+    # layer's keys and values: a span where it need not read all, and what bits stand for.
     scores = batch * config.num_heads * width * 8192 * 4
     logits = max(batch * width, 2) * config.vocab_size * 4
-    wide = cache.keys[0].size * 4 if (batch, width, dtype) == (1, 5, jnp.bfloat16) else 0
-    assert memory.temp_size_in_bytes < 3 * scores + 2 * logits + wide + 100_000 < cache_bytes
+    slots = 8192 if held else 2048 if dtype == jnp.bfloat16 else 0
+    read = 2 * batch * config.num_kv_heads * slots * config.head_dim * 2
+    assert memory.temp_size_in_bytes < 3 * scores + 2 * logits + read + 100_000 < cache_bytes
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -1,6 +1,5 @@
 """The decoder's parts against plain numpy."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,25 +9,6 @@ from cascades.models import RopeScaling, layers
 
 def random(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-@pytest.mark.parametrize("window", [None, 1, 3, 7])
-@pytest.mark.parametrize("cap", [None, 2.0])
-def test_attend_is_plain_attention(window, cap):
-    q, k, v = random(2, 11, 4, 6), random(2, 2, 11, 6, seed=1), random(2, 2, 11, 6, seed=2)
-    scores = np.einsum("bsgrh,bgth->bgrst", q.reshape(2, 11, 2, 2, 6), k)
-    if cap is not None:
-        scores = cap * np.tanh(scores / cap)
-    distance = np.arange(11)[:, None] - np.arange(11)[None, :]
-    seen = (distance >= 0) & (distance < (window or 99))
-    weights = np.exp(scores) * seen
-    weights /= weights.sum(-1, keepdims=True)
-    expected = np.einsum("bgrst,bgth->bsgrh", weights, v).reshape(2, 11, 4, 6)
-    places = jnp.arange(11, dtype=jnp.int32)
-    mask = layers.visible(places[None], places, window)
-    np.testing.assert_array_equal(mask[0], seen)
-    out = jax.jit(layers.attend, static_argnames="cap")(q, k, v, mask, cap=cap)
-    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
 
 
 def test_rotations_compose_and_keep_relative_positions():
@@ -90,37 +70,3 @@ def test_contract_and_lookup_defer_to_kernels_that_are_no_arrays():
     np.testing.assert_allclose(layers.contract(x, Doubled(kernel)), 2 * layers.contract(x, kernel), rtol=1e-6)
     tokens = jnp.asarray([[4, 0]], jnp.int32)
     np.testing.assert_array_equal(layers.lookup(Doubled(kernel), tokens), 2 * kernel[tokens])
-
-
-def test_attention_of_a_row_that_sees_nothing_is_finite():
-    mask = jnp.zeros((1, 1, 3), bool)
-    out = layers.attend(*(jnp.asarray(random(1, n, m, 4)) for n, m in ((1, 2), (1, 3), (1, 3))), mask)
-    assert bool(jnp.isfinite(out).all()) and isinstance(out, jax.Array)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
-@pytest.mark.parametrize(
-    ("width", "lengths"),
-    [
-        (1, (0,)),
-        (1, (7,)),
-        (1, (8,)),
-        (1, (3, 8)),
-        (3, (5, 6)),
-        (3, (0, 9)),
-        (3, (2,)),
-        (3, (5,)),
-        (3, (7,)),
-        (3, (8,)),
-        (17, (1, 0)),
-    ],
-)
-def test_write_drops_what_falls_behind_the_end(width, lengths, dtype):
-    b = len(lengths)
-    buffer, new = 50 * random(b, 2, 8, 4), 50 * random(b, 2, width, 4, seed=1)
-    out = layers.write(jnp.asarray(buffer, dtype), jnp.asarray(new, dtype), jnp.asarray(lengths, jnp.int32))
-    assert out.dtype == dtype
-    for row, length in enumerate(lengths):
-        end = min(length + width, 8)
-        np.testing.assert_array_equal(out[row, :, :length], jnp.asarray(buffer[row, :, :length], dtype))
-        np.testing.assert_array_equal(out[row, :, length:end], jnp.asarray(new[row, :, : max(end - length, 0)], dtype))
