@@ -10,7 +10,7 @@ import numpy as np
 from cascades import hosts
 from cascades.cache import rewind
 from cascades.decoding import Plan, State
-from cascades.generation import clock
+from cascades.generation import clock, memory
 from cascades.generation import engine as engines
 from cascades.generation.engine import Compiled, Engine, Shapes
 from cascades.typing import Array
@@ -30,7 +30,7 @@ class Trial(NamedTuple):
 
 
 def programs_for(engine: Engine, shapes: Shapes, ids: tuple[int, ...]) -> Compiled:
-    """Returns compiled programs for prompts like `ids`, with costs measured on it if the lookahead wants them."""
+    """Returns programs compiled for prompts like `ids`; costs, if the lookahead wants any, are recalled or measured."""
     fresh = shapes not in engine.compiled
     compiled = engines.compile_for(engine, shapes, len(ids))
     plan, settings = engine.programs.plan, engine.settings
@@ -39,8 +39,11 @@ def programs_for(engine: Engine, shapes: Shapes, ids: tuple[int, ...]) -> Compil
             compiled.belief = clock.given(compiled.costs, plan.passes)
         elif plan.lookahead.timed:
             began = time.perf_counter()
-            seconds = measure_costs(plan, timer(engine, compiled, len(ids)))
-            compiled.belief = clock.measured(np.asarray(hosts.agreed(seconds.astype(np.float32)), np.float64))
+            seconds = memory.recall(engine, compiled)
+            if seconds is None:
+                seconds = measure_costs(plan, timer(engine, compiled, len(ids)))
+                seconds, compiled.fresh = np.asarray(hosts.agreed(seconds.astype(np.float32)), np.float64), False
+            compiled.belief = clock.measured(seconds)
             compiled.costs = clock.costs(compiled.belief.seconds, plan.passes)
             compiled.seconds += time.perf_counter() - began
     return compiled
@@ -151,7 +154,7 @@ def corrected(engine: Engine, compiled: Compiled, state: State, ran: np.ndarray,
     if belief is None or hosts.several() or not ran.any():
         return state
     fresh, compiled.fresh = compiled.fresh, False
-    if fresh and belief.given:  # the first call of a program takes longer; what was measured has run
+    if fresh:  # the first call of a program takes longer
         return state
     compiled.belief = belief = clock.clocked(belief, ran, seconds)
     if belief.given:

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import gc
+import pathlib
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -45,8 +46,8 @@ class Compiled:
 
     starts: prefills of one row, by the width of the prompt: a decoder has one, an encoder as many as were needed.
     vacant, insert, run: see `Programs`. costs: what the lookahead goes by: given, or measured and corrected. seconds:
-    spent compiling and measuring. belief: what passes take, by the clock; None where nobody asks. fresh: requests have
-    not been decoded yet.
+    spent compiling and measuring. belief: what passes take, by the clock; None where nobody asks. fresh: its loop has
+    not run yet.
     """
 
     shapes: Shapes
@@ -66,7 +67,7 @@ class Engine(NamedTuple):
     context: most tokens of a row, see `holders`. compiled: what was compiled so far, by shapes. parts: the engines of
     a sequence cascade's two models, by method. learnt: the state of a lookahead that `learns`, of one row, with which
     rows begin; nothing until one has ended. born: the clock when it was built; what happens is told in seconds from
-    then on.
+    then on. memory: a folder that keeps what engines have learnt, see `memory`; None keeps nothing.
     """
 
     settings: Settings
@@ -79,12 +80,17 @@ class Engine(NamedTuple):
     parts: dict[str, "Engine"]
     learnt: list[Any]
     born: float
+    memory: pathlib.Path | None = None
 
 
-def build(pair: LoadedPair, settings: Settings, tokens: int | None = None) -> Engine:
+def build(
+    pair: LoadedPair, settings: Settings, tokens: int | None = None, *, memory: pathlib.Path | None = None
+) -> Engine:
     """Returns the engine of `settings.method`; of a sequence cascade, the one of its drafter.
 
-    `tokens`: about how many each slot will decode. For few it is not worth it to compile more passes than are needed.
+    Args:
+      tokens: about how many each slot will decode. For few it is not worth it to compile more passes than are needed.
+      memory: a folder of what earlier engines have learnt, from which this one begins and to which it adds.
 
     Raises:
       UserError: the method needs a drafter and the pair has none, or the models cannot hold the context.
@@ -141,6 +147,7 @@ def build(pair: LoadedPair, settings: Settings, tokens: int | None = None) -> En
         {},
         [],
         time.perf_counter(),
+        None if hosts.several() or settings.costs else memory,  # several hosts must believe the same
     )
 
 

@@ -71,12 +71,22 @@ def bfloat16_instructions(cpuinfo: str) -> str | None:
 
 
 def _instructions() -> str | None:
-    """`bfloat16_instructions` of this machine. CASCADES_CPUINFO names another file, where a sandbox hides the first."""
+    """`bfloat16_instructions` of this machine."""
+    return bfloat16_instructions(_cpuinfo())
+
+
+def processor() -> str:
+    """Returns the name that this machine's processor gives itself, "" where it has none."""
+    lines = (line.partition(":") for line in _cpuinfo().splitlines())
+    return next((value.strip() for name, _, value in lines if name.strip() == "model name"), "")
+
+
+def _cpuinfo() -> str:
+    """Linux's /proc/cpuinfo, elsewhere nothing. CASCADES_CPUINFO names another file, where a sandbox hides that one."""
     try:
-        text = pathlib.Path(os.environ.get("CASCADES_CPUINFO") or "/proc/cpuinfo").read_text(errors="replace")
-    except OSError:  # not Linux
-        return None
-    return bfloat16_instructions(text)
+        return pathlib.Path(os.environ.get("CASCADES_CPUINFO") or "/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def check_strategy(knob: str, name: Any) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from cascades import hosts
 from cascades.decoding import Clock, Finish, Info, Request, State
-from cascades.generation import clock, costs
+from cascades.generation import clock, costs, memory
 from cascades.generation import engine as engines
 from cascades.generation.engine import Compiled, Engine, Shapes
 from cascades.generation.results import Result, finish_name, origin_name, row, stats
@@ -179,6 +179,8 @@ class Slots:
             self._sessions[slot], self._stop[slot] = None, True
             engines.learn(self._engine, self._state, slot)
             yield from session.flush()
+            if not self.busy:
+                memory.keep(self._engine, self._compiled)
             told = costs.told(self._compiled)
             result = session.result(finish, row(look.info, slot), now, session.began - self._engine.born, told)
             yield Finished(session.index, result)

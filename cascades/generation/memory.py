@@ -1,0 +1,69 @@
+"""What engines have learnt, kept between runs: what passes take on this machine, and how a pair's drafts fared."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from functools import partial
+
+import jax
+import numpy as np
+
+from cascades.generation.engine import Compiled, Engine
+from cascades.generation.placement import processor
+from cascades.lookahead import given_costs
+
+
+def recall(engine: Engine, compiled: Compiled) -> np.ndarray | None:
+    """Returns the seconds of each kind of pass, see `clock.kinds`, that an equal engine knew on such a machine.
+
+    What its lookahead had learnt is `engine`'s from here on, unless that knows more already. None where nothing is kept
+    or what is kept does not fit.
+    """
+    if engine.memory is None:
+        return None
+    plan = engine.programs.plan
+    first = plan.lookahead.init(1, given_costs(plan.k_max, 0.0)) if plan.lookahead.learns else ()
+    like, shape = jax.tree.flatten(first)
+    try:
+        told = json.loads(_file(engine.memory, engine, compiled).read_text(encoding="utf-8"))
+        seconds = np.asarray(told["seconds"], np.float64)
+        learnt = [np.asarray(values, leaf.dtype) for values, leaf in zip(told["learnt"], like, strict=True)]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    fits = seconds.shape == (len(plan.passes) + 2,) and [leaf.shape for leaf in learnt] == [leaf.shape for leaf in like]
+    if not fits or not all(bool(np.all(np.isfinite(each))) for each in (seconds, *learnt)):
+        return None
+    if not (np.all(seconds >= 0) and np.all(seconds[:-2] > 0)):
+        return None
+    if learnt and not engine.learnt:
+        engine.learnt[:] = [jax.tree.unflatten(shape, learnt)]
+    return seconds
+
+
+def keep(engine: Engine, compiled: Compiled) -> None:
+    """Writes what `recall` reads, whole or not at all. Where nothing can be written, the next run measures anew."""
+    if engine.memory is None or compiled.belief is None:
+        return
+    learnt = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(engine.learnt)]
+    text = json.dumps({"seconds": compiled.belief.seconds.tolist(), "learnt": learnt})
+    file = _file(engine.memory, engine, compiled)
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_suffix(f".{os.getpid()}")
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(file)
+
+
+def _file(folder: pathlib.Path, engine: Engine, compiled: Compiled) -> pathlib.Path:
+    """Where what is known of such an engine stands: another pair, plan, shape or machine has another file."""
+    plan, pair, device = engine.programs.plan, engine.pair, jax.devices()[0]
+    cache = jax.eval_shape(partial(plan.verifier.init_cache, *compiled.shapes))
+    arrays = jax.tree.leaves((engine.verifier_params, engine.drafter_params, cache))
+    parts = (
+        (pair.verifier.name, pair.drafts, [(leaf.shape, str(leaf.dtype)) for leaf in arrays]),
+        (plan.passes, plan.k_max, plan.lookahead.name, [rule.__name__ for rule in plan.rules], plan.coupling),
+        (compiled.shapes, jax.__version__, device.device_kind, jax.device_count(), processor(), os.cpu_count()),
+    )
+    return folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.json"
