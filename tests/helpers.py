@@ -1,6 +1,7 @@
 """Runs of the real loop on table models with every rule and every controller as rows of one batch, and statistics."""
 
 import functools
+import os
 from typing import NamedTuple
 
 import jax
@@ -266,13 +267,25 @@ def begin(lab: Lab, batch: Request, slots: int = SLOTS, costs: lookahead.Costs |
     return lab.programs.start(lab.verifier, lab.drafter, batch, initial, slots)
 
 
+MANY = 40_000  # rows; to run fewer takes less time than to optimize their program
+
+
+@functools.cache
+def optimized(run):
+    """A program for thousands of rows, which runs for longer than it compiles; as users compile it where all are."""
+    if "xla_backend_optimization_level=0" not in os.environ.get("XLA_FLAGS", ""):
+        return run
+    return jax.jit(run, donate_argnums=2, compiler_options={"xla_backend_optimization_level": 1})
+
+
 def decode(
     lab: Lab, batch: Request, slots: int = SLOTS, forced: int = FREE, rounds: int = 1 << 20, costs=None
 ) -> State:
     """Runs a batch to its end."""
     state = begin(lab, batch, slots, costs)
     stop = jnp.zeros(batch.length.shape, bool)
-    return lab.programs.run(lab.verifier, lab.drafter, state, stop, jnp.int32(rounds), jnp.int32(forced))
+    run = lab.programs.run if stop.size < MANY else optimized(lab.programs.run)
+    return run(lab.verifier, lab.drafter, state, stop, jnp.int32(rounds), jnp.int32(forced))
 
 
 def texts(state: State) -> list[tuple[int, ...]]:
