@@ -14,6 +14,8 @@ from cascades.errors import UserError
 from cascades.generation import ModelSpec
 from cascades.runs import plan as module
 from cascades.runs.plan import plan
+from cascades.training.architectures import decoder
+from cascades.training.drafters import eagle, own
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None
 
@@ -43,9 +45,16 @@ def planned(*, verifier="gemma2_9b", drafter="gemma2_2b", **knobs):
         ({"mesh": (0, None)}, r"MESH must be \(data, model\), two whole numbers from 1"),
         ({"kernels": 1}, "KERNELS must be True or False"),
         ({"verifier": None}, "VERIFIER must be a preset, a path or a URI"),
-        ({"drafter": "ngram://3"}, "what a look-up costs cannot be planned yet: .* DRAFTER in place of ngram://3"),
-        ({"drafter": "ngram://6+gemma2_2b"}, "what a look-up costs cannot be planned yet"),
-        ({"drafter": "shipped://smollm2-135m-eagle"}, "a drafter costs that reads hidden states cannot be planned yet"),
+        ({"drafter": "ngram://3"}, "a look-up takes no pass that could be planned: .* DRAFTER, .* not ngram://3"),
+        ({"drafter": "ngram://6+gemma2_2b"}, "a look-up takes no pass that could be planned"),
+        ({"drafter": "shipped://smollm2-135m-eagle"}, "hidden states of 576 numbers, and those of gemma2_9b have 3584"),
+        ({"verifier": "shipped://smollm2-135m-eagle"}, "it cannot be a VERIFIER"),
+        ({"kind": eagle}, r"KIND must be kinds of drafter with their brackets"),
+        ({"kind": [eagle(uri="some/where")]}, "leave eagle.uri None"),
+        ({"kind": eagle(), "widest": True}, "leave WHOLE and WIDEST False"),
+        ({"drafter_strategy": ["tensor", "pipeline"]}, "DRAFTER_STRATEGY must be one of"),
+        ({"drafter": None, "kind": own(architecture="t5_small")}, "own makes an encoder–decoder for gemma2_9b"),
+        ({"kind": own(architecture=decoder())}, "CONTEXT must be at most 512"),
         ({"verifier": "hf://google/gemma-2-9b-it"}, "set VERIFIER_PRESET, as in --gin.VERIFIER_PRESET="),
         ({"drafter": "hf://google/gemma-2-2b-it", "drafter_preset": "t5_small"}, "t5_small is an encoder–decoder"),
         ({"verifier": "no/such/model.gguf"}, "there is no file or directory no/such/model.gguf"),
