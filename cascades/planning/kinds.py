@@ -2,6 +2,7 @@
 
 import inspect
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ def check_kind(kind: Any) -> None:
         )
 
 
-def name_of(kind: Kind) -> str:
+def name_of(kind: Callable) -> str:
     """Returns a kind's name in gin files."""
     return getattr(kind, "__qualname__", type(kind).__name__).partition(".")[0]
 
@@ -54,7 +55,7 @@ def described(name: str, config: DecoderConfig) -> str:
     return f"{name} {config.num_layers}x{config.d_model}{head}"
 
 
-def _uri(kind: Kind) -> Any:
+def _uri(kind: Any) -> Any:
     """The checkpoint that a kind goes on from, which its factory keeps to itself."""
     plain = inspect.unwrap(kind)
     return inspect.getclosurevars(plain).nonlocals.get("uri") if inspect.isfunction(plain) else None

@@ -79,14 +79,17 @@ def grid(records: Sequence[dict[str, Any]], width: int) -> Table:
 
 
 def drafters(records: Sequence[dict[str, Any]]) -> Table:
-    """Returns a row a drafter of chains and one of trees: how fast it could be, and what a speed asks of it."""
+    """Returns a row a drafter of chains and one of trees: how fast it could be, and what a speed asks of it.
+
+    c is a drafter step, in ms, of a verifier's pass over one token; sent are the step's collectives.
+    """
     drawn = _table(
         "speed-up at each acceptance (best k; of trees drafts x levels), and the acceptance that 2x and 3x need"
     )
     several = _varying(records)
     figures = (*(f"{acceptance:g}" for acceptance in ACCEPTANCES), *(f"{target:g}x from" for target in TARGETS))
     left = ("verifier", "slice", "drafter", "lives", "drafts")
-    for name in (*several, "slice", "drafter", "lives", "GB", "ms", "of", "c", "reduces", "drafts", *figures):
+    for name in (*several, "slice", "drafter", "lives", "GB", "ms", "of", "c", "sent", "drafts", *figures):
         drawn.add_column(name, justify="left" if name in left else "right", no_wrap=True)
     for one in records:
         about = [*_place(one, several), one["drafter"], one["drafter_strategy"] or "–", f"{one['held'] / 1e9:.2f}"]
@@ -94,10 +97,10 @@ def drafters(records: Sequence[dict[str, Any]]) -> Table:
             drawn.add_row(*about, "does not fit")
             continue
         step = one["draft"] or {"seconds": 0.0, "collectives": {}}
-        reduces = str(sum(count for count, _ in step["collectives"].values()))
+        sent = str(sum(count for count, _ in step["collectives"].values()))
         costs = [f"{1e3 * each['seconds']:.3f}" for each in (step, one["verify"]["1"])]
         speeds = [f"{each['speedup']:.2f}x ({each['k']})" for each in one["chain"].values()]
-        drawn.add_row(*about, *costs, f"{one['c']:.3f}", reduces, "chain", *speeds, *_least(one["least_chain"]))
+        drawn.add_row(*about, *costs, f"{one['c']:.3f}", sent, "chain", *speeds, *_least(one["least_chain"]))
         if one["tree"]:
             speeds = [f"{each['speedup']:.2f}x ({each['nodes']}x{each['depth']})" for each in one["tree"].values()]
             drawn.add_row(*[""] * (len(about) + 4), "tree*", *speeds, *_least(one["least_tree"]))

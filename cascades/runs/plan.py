@@ -77,6 +77,7 @@ def plan(
     table = several(drafter, made)
     check_quantization(drafter, "DRAFTER_")
     check_strategy("STRATEGY", verifier.strategy)
+    assert isinstance(verifier.strategy, str)
     for strategy in listed(drafter.strategy):
         check_strategy("DRAFTER_STRATEGY", strategy)
     if table and (whole or widest):

@@ -68,6 +68,25 @@ def test_a_bad_knob_is_refused_before_anything_is_compiled(monkeypatch, knobs, s
         planned(**knobs)
 
 
+def test_a_pair_file_takes_the_kinds_of_distill(monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "layout_on", lambda *args: None)
+    monkeypatch.setattr(module, "plan_drafters", lambda *given: seen.append(given) or [])
+    knobs = (
+        "--gin.KIND=[@eagle(), @few/shallow()]",
+        "--gin.few/shallow.vocabulary=99",
+        "--gin.DRAFTER_STRATEGY=['vocab']",
+    )
+    pair = "--config=configs/pairs/gemma2_2b_9b.gin"
+    assert tiny.call("cascades.runs.plan.plan", pair, *knobs) == 0
+    ((jobs, _, rule, shared, output),) = seen
+    (job,) = jobs
+    names = [each.name for each in job.drafters]
+    assert names == ["gemma2_2b", "eagle 1x3584, 8192 tokens", "shallow 2x3584, 99 tokens"]
+    assert {each.spec.strategy for each in job.drafters} == {"vocab"} and job.features
+    assert (rule.__name__, shared["strategy"], output) == ("token_v3", "tensor", None)
+
+
 def launch(*arguments):
     command = [sys.executable, str(tiny.ROOT / "launch" / "plan.py"), "--config=configs/plan.gin", *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
