@@ -105,8 +105,8 @@ def plan_drafters(
     show(out, drafters(lines))
     out.print(
         "Every figure is the TPU compiler's, and times are bounds from published chip data: no measurement. What it "
-        "takes to begin an operation or a collective is not in them, which is most of a very small step. *Trees stand "
-        "under a law that is assumed: see cascades/planning/trees.py."
+        "takes to begin an operation or a collective is not in them, which can be most of a very small step. *Trees "
+        "stand under a law that is assumed: see cascades/planning/trees.py."
     )
     return lines
 
