@@ -91,7 +91,7 @@ def _cpuinfo() -> str:
 
 def check_strategy(knob: str, name: Any) -> None:
     """Raises a UserError unless `sharding.STRATEGIES` has it."""
-    if name not in STRATEGIES:
+    if not isinstance(name, str) or name not in STRATEGIES:
         raise UserError(f"{knob} must be one of {', '.join(STRATEGIES)}, not {name!r}")
 
 

@@ -24,14 +24,15 @@ class ModelSpec:
     weights: "int8" quantises its matrices, "w8a8" also what they are multiplied with; None leaves them in the pair's
       dtype. A plan takes a list of several.
     cache: "int8" quantises its keys and values; None leaves them in the pair's dtype.
-    strategy: where its weights live on the mesh, a name of `sharding.STRATEGIES`.
+    strategy: where its weights live on the mesh, a name of `sharding.STRATEGIES`. A plan takes a list of several of its
+      drafter's.
     """
 
     uri: str | Sequence[str] | None = None
     preset: str | None = None
     weights: str | Sequence[str | None] | None = None
     cache: str | None = None
-    strategy: str = "tensor"
+    strategy: str | Sequence[str] = "tensor"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,9 @@ class PairSpec:
         mesh = mesh_for(self.mesh, rows)
         if mesh is None:
             return None, None
-        return layout(mesh, self.verifier.strategy), layout(mesh, (self.drafter or self.verifier).strategy)
+        large, small = self.verifier.strategy, (self.drafter or self.verifier).strategy
+        assert isinstance(large, str) and isinstance(small, str)  # as is checked above
+        return layout(mesh, large), layout(mesh, small)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

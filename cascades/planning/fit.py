@@ -1,14 +1,16 @@
 """One pair on one slice: what it takes, and what is worth drafting there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cascades.errors import UserError
 from cascades.planning.chips import SLICES, Chip
 from cascades.planning.passes import Cost, Side, Sizes, Whole, draft_cost, held, loop_of, verify_cost
+from cascades.planning.speeds import best_k, by_length
 from cascades.rules import Rule
 
 Sides = tuple[Side, Side]  # verifier, drafter
+SOURCE = "TPU compiler and published chip data; not measured"
 
 
 class Fit(NamedTuple):
@@ -49,7 +51,7 @@ def fit(
     draft = draft_cost(loop)
     verify = {width: verify_cost(loop, width) for width in widths}
     largest = max(cost.temporaries for cost in (draft, *verify.values()))
-    seconds = [verify[next(w for w in widths if w > k)].seconds(chip) for k in range(k_max + 1)]
+    seconds = by_length({width: cost.seconds(chip) for width, cost in verify.items()}, k_max)
     k, speedup = best_k(acceptance, draft.seconds(chip) / seconds[0], [each / seconds[0] for each in seconds])
     return bare._replace(
         needed=needed + largest,
@@ -59,19 +61,6 @@ def fit(
         speedup=speedup,
         tokens_per_s=sizes.batch * speedup / seconds[0],
     )
-
-
-def best_k(acceptance: float, draft: float, verify: Sequence[float]) -> tuple[int, float]:
-    """Returns argmax over k of (1 + a + … + a^k) / (k c + v_k), and its value.
-
-    Tokens that a round of k drafts earns over what it costs (Leviathan et al., arXiv 2211.17192, section 3.4, with a
-    cost of its own for each width of the verifier's pass).
-
-    Args:
-      acceptance: a, of every draft. draft: c, a drafter step. verify: v_k for k from 0, in the same unit.
-    """
-    speeds = [sum(acceptance**i for i in range(k + 1)) / (k * draft + cost) for k, cost in enumerate(verify)]
-    return max(range(len(speeds)), key=speeds.__getitem__), max(speeds)
 
 
 def smallest_slice(on: Callable[[str], tuple[Chip, Sides]], sizes: Sizes, kind: str) -> str | None:
@@ -89,15 +78,16 @@ def smallest_slice(on: Callable[[str], tuple[Chip, Sides]], sizes: Sizes, kind: 
 
 def as_json(one: Fit, loop: Whole | None) -> dict[str, Any]:
     """Returns what is known of a slice, in bytes and seconds."""
-
-    def cost(each: Cost) -> dict[str, Any]:
-        return each._asdict() | {"least": each.least, "seconds": each.seconds(one.chip)}
-
     return {
         **{"topology": one.topology, "chips": one.chips, "memory": one.chip.memory, "needed": one.needed},
         **{"fits": one.fits, "best_k": one.best_k, "speedup": one.speedup, "tokens_per_s": one.tokens_per_s},
-        "draft": cost(one.draft) if one.draft else None,
-        "verify": {str(width): cost(each) for width, each in one.verify.items()},
+        "draft": cost_as_json(one.draft, one.chip) if one.draft else None,
+        "verify": {str(width): cost_as_json(each, one.chip) for width, each in one.verify.items()},
         "loop": loop._asdict() if loop else None,
-        "source": "TPU compiler and published chip data; not measured",
+        "source": SOURCE,
     }
+
+
+def cost_as_json(cost: Cost, chip: Chip) -> dict[str, Any]:
+    """Returns what a step takes, in bytes and seconds."""
+    return cost._asdict() | {"least": cost.least, "seconds": cost.seconds(chip)}

@@ -68,7 +68,7 @@ class Sizes(NamedTuple):
 class Side(NamedTuple):
     """One model of a pair, in bfloat16.
 
-    place: where it lives. weights: of `quantization.KINDS`, or None. cache: "int8", or None. kernels: see
+    place: where it lives. weights: of `quantization.KINDS`, or None. cache: "int8", or None. kernels, features: see
     `models.decoder`.
     """
 
@@ -77,6 +77,7 @@ class Side(NamedTuple):
     weights: str | None = None
     cache: str | None = None
     kernels: bool = True
+    features: bool = False
 
 
 def held(side: Side, sizes: Sizes) -> tuple[int, int]:
@@ -120,9 +121,11 @@ def loop_of(verifier: Side, drafter: Side, sizes: Sizes, rule: Rule) -> Loop:
 def draft_cost(loop: Loop) -> Cost:
     """Compiles the loop's step of the drafter: a pass over one token a row, and the choice of the next."""
     plan, params, state, place = loop.plan, loop.drafter_params, loop.state, loop.plan.layout
-    assert place is not None
+    assert place is not None and plan.drafter is not None
     batch, _, vocabulary = state.draft_logits.shape
-    said = Said(_array(place, (batch, vocabulary), jnp.float32, ("batch", "vocab")))
+    width = plan.drafter.feature_width
+    features = None if width is None else _rows(place, jax.ShapeDtypeStruct((batch, 1, width), jnp.bfloat16))
+    said = Said(_array(place, (batch, vocabulary), jnp.float32, ("batch", "vocab")), features)
     index, flag = (_array(place, (), dtype) for dtype in (jnp.int32, jnp.bool_))
     row, rows = state.length, _rows(place, jax.ShapeDtypeStruct((batch,), jnp.bool_))
     asked = Asked(rows, row, loop.keys.token, rows if plan.together else None, flag, state.sampling)
@@ -179,7 +182,7 @@ def _arrays(side: Side, sizes: Sizes) -> tuple[Model, Any, Any]:
     """A model, and the shapes of its weights and cache in their places."""
     config, place, dtype = side.config, side.place, jnp.bfloat16
     cache_dtype, (chunk,) = jnp.int8 if side.cache else None, CHUNKS["tpu"]
-    model = decoder(config, dtype, place, cache_dtype, kernels=side.kernels, chunk=chunk)
+    model = decoder(config, dtype, place, cache_dtype, kernels=side.kernels, features=side.features, chunk=chunk)
     params = abstract_params(config, dtype)
     params = quantization.pack_all(params, side.weights) if side.weights else params
     params = jax.tree.map(
@@ -189,7 +192,8 @@ def _arrays(side: Side, sizes: Sizes) -> tuple[Model, Any, Any]:
     )
 
     def rows(leaf):
-        axes = ("batch", "kv_heads", None, None)[: leaf.ndim]  # of a cache in int8 the scales have an axis less
+        # Of a cache in int8 the scales have an axis less; features have one head, which nothing splits.
+        axes = ("batch", "kv_heads", None, None)[: leaf.ndim]
         return _array(place, leaf.shape, leaf.dtype, axes)
 
     return model, params, jax.tree.map(rows, jax.eval_shape(lambda: model.init_cache(sizes.batch, sizes.slots)))

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from cascades.planning.fit import Fit
 from cascades.planning.passes import Whole
+from cascades.planning.speeds import ACCEPTANCES, TARGETS
 
 
 def show(console: Console, drawn: Table) -> None:
@@ -75,6 +76,39 @@ def grid(records: Sequence[dict[str, Any]], width: int) -> Table:
             ]
         drawn.add_row(*_place(one, several), str(one["chips"]), *_memory(one), *cells)
     return drawn
+
+
+def drafters(records: Sequence[dict[str, Any]]) -> Table:
+    """Returns a row a drafter of chains and one of trees: how fast it could be, and what a speed asks of it.
+
+    c is a drafter step, in ms, of a verifier's pass over one token; sent are the step's collectives.
+    """
+    drawn = _table(
+        "speed-up at each acceptance (best k; of trees drafts x levels), and the acceptance that 2x and 3x need"
+    )
+    several = _varying(records)
+    figures = (*(f"{acceptance:g}" for acceptance in ACCEPTANCES), *(f"{target:g}x from" for target in TARGETS))
+    left = ("verifier", "slice", "drafter", "lives", "drafts")
+    for name in (*several, "slice", "drafter", "lives", "GB", "ms", "of", "c", "sent", "drafts", *figures):
+        drawn.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    for one in records:
+        about = [*_place(one, several), one["drafter"], one["drafter_strategy"] or "–", f"{one['held'] / 1e9:.2f}"]
+        if "c" not in one:
+            drawn.add_row(*about, "does not fit")
+            continue
+        step = one["draft"] or {"seconds": 0.0, "collectives": {}}
+        sent = str(sum(count for count, _ in step["collectives"].values()))
+        costs = [f"{1e3 * each['seconds']:.3f}" for each in (step, one["verify"]["1"])]
+        speeds = [f"{each['speedup']:.2f}x ({each['k']})" for each in one["chain"].values()]
+        drawn.add_row(*about, *costs, f"{one['c']:.3f}", sent, "chain", *speeds, *_least(one["least_chain"]))
+        if one["tree"]:
+            speeds = [f"{each['speedup']:.2f}x ({each['nodes']}x{each['depth']})" for each in one["tree"].values()]
+            drawn.add_row(*[""] * (len(about) + 4), "tree*", *speeds, *_least(one["least_tree"]))
+    return drawn
+
+
+def _least(acceptances: dict[str, float | None]) -> list[str]:
+    return ["never" if each is None else f"{each:.3f}" for each in acceptances.values()]
 
 
 def _collectives(all_of: dict[str, Any], chosen: dict[str, Any]) -> tuple[int, int, int]:

@@ -32,7 +32,8 @@ def planned(knob: str, spec: ModelSpec) -> Planned:
         raise UserError(f"{knob} must be a preset, a path or a URI in quotes, as in --gin.{knob}=\"'gemma2_2b'\"")
     order, _ = pairing.split_drafter(uri)
     if order is not None:
-        raise UserError(f"what a look-up costs cannot be planned yet: give a model as {knob} in place of {uri}")
+        beside = "" if knob == "VERIFIER" else ", or name both, as in ['gemma2_2b', 'ngram://3'],"
+        raise UserError(f"a look-up takes no pass that could be planned: give a model as {knob}{beside} not {uri}")
     if uri.startswith("shipped://") or pathlib.Path(uri).expanduser().exists() and uri not in PRESETS:
         name, config = uri, checkpoints.read_config(uri, spec.preset)
     elif re.fullmatch(r"\w+", uri) or spec.preset is not None:
@@ -47,6 +48,16 @@ def planned(knob: str, spec: ModelSpec) -> Planned:
         name, config = uri, checkpoints.read_config(uri)  # which says that there is no such file
     if not isinstance(config, DecoderConfig):
         raise UserError(f"{name} is an encoder–decoder, but a decoder was expected, such as gemma2_2b")
-    if config.reads_features:
-        raise UserError(f"what a drafter costs that reads hidden states cannot be planned yet: {knob} is {uri}")
+    if config.reads_features and knob == "VERIFIER":
+        raise UserError(f"{uri} is a drafter that reads another model's hidden states: it cannot be a VERIFIER")
     return Planned(name, config, spec)
+
+
+def check_features(verifier: Planned, drafter: Planned) -> None:
+    """Raises a UserError unless a drafter that reads hidden states was made for a verifier of this width."""
+    large, small = verifier.config, drafter.config
+    if small.reads_features and small.d_model != large.d_model:
+        raise UserError(
+            f"{drafter.name} was made for another verifier: it reads hidden states of {small.d_model} numbers, and "
+            f"those of {verifier.name} have {large.d_model}"
+        )

@@ -5,7 +5,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 
@@ -14,28 +14,18 @@ from cascades.errors import UserError
 from cascades.generation import ModelSpec, records
 from cascades.generation.placement import check_strategy, mesh_sizes
 from cascades.generation.specs import check_quantization
-from cascades.planning.chips import Chip, layout_on, slices
-from cascades.planning.fit import Sides, as_json, fit, smallest_slice
-from cascades.planning.passes import Side, Sizes, loop_of, whole_cost
+from cascades.planning.cells import Cell, listed, pair_on
+from cascades.planning.chips import layout_on, slices
+from cascades.planning.fit import as_json, fit, smallest_slice
+from cascades.planning.passes import Sizes, loop_of, whole_cost
 from cascades.planning.report import comparison, grid, show, tell
-from cascades.planning.shapes import Planned, planned
+from cascades.planning.shapes import Planned, check_features, planned
 from cascades.rules import Rule
-from cascades.sharding import STRATEGIES, Layout
+from cascades.runs.plan_drafters import jobs_of, plan_drafters, several
+from cascades.training.drafters import Kind
 
+NAMED_MODULES = ("cascades.training.drafters", "cascades.training.architectures")
 RENAMED = {"DATA": "MESH, as in MESH=(2, None) for two ways along the batch"}
-
-
-class Cell(NamedTuple):
-    """What one line of the plan is about."""
-
-    verifier: Planned
-    batch: int
-    context: int
-    topology: str
-
-    def __str__(self) -> str:
-        weights = self.verifier.spec.weights or "bfloat16"
-        return f"{self.verifier.name} {weights}, batch {self.batch}, context {self.context}, on {self.topology}"
 
 
 def plan(
@@ -43,6 +33,7 @@ def plan(
     verifier: ModelSpec,
     drafter: ModelSpec,
     topology: str,
+    kind: Kind | Sequence[Kind] | None = None,
     mesh: tuple[int, int | None] | None = None,
     kernels: bool = True,
     rule: Rule = rules.token_v3,
@@ -57,7 +48,10 @@ def plan(
     """Compiles a pair's steps for one slice or several, in bfloat16, and tells what they take.
 
     Args:
-      verifier, drafter: see `shapes.planned`; no weights are read.
+      verifier, drafter: see `shapes.planned`; no weights are read. The drafter's uri and strategy may be lists; a uri
+        of None is none.
+      kind: kinds of drafter of `training.drafters`, one or a list. Where there is any, or a list of drafters, the plan
+        is a table of what each would win, see `plan_drafters`.
       topology: slices, as in "v5e:2x4,v6e:2x4", or "all".
       mesh: (data, model), of which data are the ways that the batch is split; the models take the chips that are left.
         None is (1, None). kernels: see `models.decoder`.
@@ -79,24 +73,36 @@ def plan(
     for knob, value in {"WHOLE": whole, "WIDEST": widest, "KERNELS": kernels}.items():
         checks.switch(knob, value)
     data, model = (1, None) if mesh is None else (mesh_sizes(mesh, 1)[0], mesh[1])
-    small = planned("DRAFTER", drafter)
+    made = [each for each in listed(kind) if each is not None]
+    table = several(drafter, made)
     check_quantization(drafter, "DRAFTER_")
     check_strategy("STRATEGY", verifier.strategy)
-    check_strategy("DRAFTER_STRATEGY", drafter.strategy)
-    large = [_verifier(verifier, *each) for each in itertools.product(_listed(verifier.uri), _listed(verifier.weights))]
-    cells = [Cell(*each) for each in itertools.product(large, _listed(batch_size), _listed(context), slices(topology))]
-    sizes = {cell: _sizes(cell, small, k_max) for cell in cells}
+    assert isinstance(verifier.strategy, str)
+    for strategy in listed(drafter.strategy):
+        check_strategy("DRAFTER_STRATEGY", strategy)
+    if table and (whole or widest):
+        raise UserError("a table of drafters compiles single passes of its own: leave WHOLE and WIDEST False")
+    large = [_verifier(verifier, *each) for each in itertools.product(listed(verifier.uri), listed(verifier.weights))]
+    cells = [Cell(*each) for each in itertools.product(large, listed(batch_size), listed(context), slices(topology))]
+    sized = partial(_sizes, k_max=k_max)
+    jobs = jobs_of(cells, drafter, made, sized) if table else []
+    small = None if table else planned("DRAFTER", drafter)
+    if small:
+        for each in large:
+            check_features(each, small)
+    sizes = {cell: sized(cell, [small]) for cell in cells} if small else {}
     if output is not None:
         records.check_writable(output)
     for name in slices(topology):
         layout_on(name, data, verifier.strategy, model)  # what is wrong is told before the first is compiled for
+    placed = partial(pair_on, data=data, model=model, kernels=kernels)
+    shared: dict[str, Any] = {"rule": rule.__name__, "data": data, "strategy": verifier.strategy, "kernels": kernels}
+    shared |= {"drafter_weights": drafter.weights, "cache": verifier.cache, "drafter_cache": drafter.cache}
+    if small is None:
+        return plan_drafters(jobs, placed, rule, shared, output)
+    shared |= {"drafter": small.name, "drafter_strategy": drafter.strategy}
+    shared |= {"acceptance": acceptance, "whole": whole, "widest": widest}
     known = {_identity(record): record for record in (records.load(output) if output is not None else [])}
-    shared = {
-        **{"drafter": small.name, "rule": rule.__name__, "data": data, "acceptance": acceptance},
-        **{"strategy": verifier.strategy, "drafter_strategy": drafter.strategy, "whole": whole, "widest": widest},
-        **{"drafter_weights": drafter.weights, "cache": verifier.cache, "drafter_cache": drafter.cache},
-        "kernels": kernels,
-    }
     out, err = Console(), Console(stderr=True)
     lines: list[dict[str, Any]] = []
     file = records.open_append(output) if output is not None else None
@@ -106,7 +112,7 @@ def plan(
             about = {"verifier": cell.verifier.name, "weights": cell.verifier.spec.weights, "topology": cell.topology}
             about |= shared | sizes[cell]._asdict()
             if (record := known.get(_identity(about))) is None:
-                on = partial(pair_on, models=(cell.verifier, small), data=data, model=model, kernels=kernels)
+                on = partial(placed, models=(cell.verifier, small))
                 with err.status(f"compiling {number} of {len(cells)}: {cell}"):
                     chip, pair = on(cell.topology)
                     fitted = fit(cell.topology, chip, pair, sizes[cell], rule, acceptance, widest=widest)
@@ -133,25 +139,6 @@ def plan(
     return lines
 
 
-def pair_on(
-    topology: str, *, models: tuple[Planned, Planned], data: int, model: int | None, kernels: bool
-) -> tuple[Chip, Sides]:
-    """Returns a slice's chip, and verifier and drafter as they live on all of the slice."""
-    chip, place = layout_on(topology, data, models[0].spec.strategy, model)
-
-    def side(each: Planned) -> Side:
-        assert isinstance(each.spec.weights, str | None)
-        there = Layout(place.mesh, STRATEGIES[each.spec.strategy])
-        return Side(each.config, there, each.spec.weights, each.spec.cache, kernels)
-
-    return chip, (side(models[0]), side(models[1]))
-
-
-def _listed(value: Any) -> list[Any]:
-    """A knob's values, each once; an empty list is no value at all, which the checks refuse."""
-    return list(dict.fromkeys(value)) if isinstance(value, list | tuple) and value else [value]
-
-
 def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
     """What tells a cell's line in `output` from the others."""
     keys = ("verifier", "drafter", "rule", "data", "strategy", "drafter_strategy", "acceptance", "topology")
@@ -165,10 +152,10 @@ def _verifier(spec: ModelSpec, uri: Any, weights: Any) -> Planned:
     return planned("VERIFIER", spec)
 
 
-def _sizes(cell: Cell, drafter: Planned, k_max: Any) -> Sizes:
-    pair = cell.verifier.config, drafter.config
+def _sizes(cell: Cell, drafters: Sequence[Planned], k_max: Any) -> Sizes:
+    models = [each.config for each in (cell.verifier, *drafters)]
     for knob, size in {"BATCH_SIZE": cell.batch, "CONTEXT": cell.context, "K_MAX": k_max}.items():
         checks.whole(knob, size, 1)
-    if cell.context > min(model.context_length for model in pair):
-        raise UserError(f"CONTEXT must be at most {min(m.context_length for m in pair)}, which the models can hold")
-    return Sizes(cell.batch, cell.context, min(model.vocab_size for model in pair), k_max)
+    if cell.context > min(model.context_length for model in models):
+        raise UserError(f"CONTEXT must be at most {min(m.context_length for m in models)}, which the models can hold")
+    return Sizes(cell.batch, cell.context, min(model.vocab_size for model in models), k_max)

@@ -1,5 +1,7 @@
 """A plan's steps are the loop's own: what runs cannot change without the plan."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -79,6 +81,16 @@ def test_a_step_holds_one_model_and_updates_its_cache_in_place(loop, side):
     for cost in (draft_cost(loop), verify_cost(loop, 1), verify_cost(loop, 4)):
         assert (cost.weights, cost.cache) == (weights, cache) and cost.aliased >= cache
     assert verify_cost(loop, 4).flops > 3 * verify_cost(loop, 1).flops
+
+
+def test_a_drafter_that_reads_features_is_planned_with_a_verifier_that_keeps_them(side, loop):
+    small = dataclasses.replace(CONFIG, reads_features=True)
+    kept = side._replace(features=True)
+    reading = loop_of(kept, side._replace(config=small), SIZES, rules.token_v3)
+    assert held(kept, SIZES)[1] - held(side, SIZES)[1] == 2 * SIZES.batch * SIZES.slots * CONFIG.d_model
+    assert verify_cost(reading, 4).cache == held(kept, SIZES)[1]
+    fuse = 2 * CONFIG.d_model * CONFIG.d_model
+    assert draft_cost(reading).flops - draft_cost(loop).flops >= 2 * SIZES.batch * fuse
 
 
 def test_the_loop_is_planned_whole(loop, side):

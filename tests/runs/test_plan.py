@@ -14,6 +14,8 @@ from cascades.errors import UserError
 from cascades.generation import ModelSpec
 from cascades.runs import plan as module
 from cascades.runs.plan import plan
+from cascades.training.architectures import decoder
+from cascades.training.drafters import eagle, own
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None
 
@@ -43,9 +45,16 @@ def planned(*, verifier="gemma2_9b", drafter="gemma2_2b", **knobs):
         ({"mesh": (0, None)}, r"MESH must be \(data, model\), two whole numbers from 1"),
         ({"kernels": 1}, "KERNELS must be True or False"),
         ({"verifier": None}, "VERIFIER must be a preset, a path or a URI"),
-        ({"drafter": "ngram://3"}, "what a look-up costs cannot be planned yet: .* DRAFTER in place of ngram://3"),
-        ({"drafter": "ngram://6+gemma2_2b"}, "what a look-up costs cannot be planned yet"),
-        ({"drafter": "shipped://smollm2-135m-eagle"}, "a drafter costs that reads hidden states cannot be planned yet"),
+        ({"drafter": "ngram://3"}, "a look-up takes no pass that could be planned: .* DRAFTER, .* not ngram://3"),
+        ({"drafter": "ngram://6+gemma2_2b"}, "a look-up takes no pass that could be planned"),
+        ({"drafter": "shipped://smollm2-135m-eagle"}, "hidden states of 576 numbers, and those of gemma2_9b have 3584"),
+        ({"verifier": "shipped://smollm2-135m-eagle"}, "it cannot be a VERIFIER"),
+        ({"kind": eagle}, r"KIND must be kinds of drafter with their brackets"),
+        ({"kind": [eagle(uri="some/where")]}, "leave eagle.uri None"),
+        ({"kind": eagle(), "widest": True}, "leave WHOLE and WIDEST False"),
+        ({"drafter_strategy": ["tensor", "pipeline"]}, "DRAFTER_STRATEGY must be one of"),
+        ({"drafter": None, "kind": own(architecture="t5_small")}, "own makes an encoder–decoder for gemma2_9b"),
+        ({"kind": own(architecture=decoder())}, "CONTEXT must be at most 512"),
         ({"verifier": "hf://google/gemma-2-9b-it"}, "set VERIFIER_PRESET, as in --gin.VERIFIER_PRESET="),
         ({"drafter": "hf://google/gemma-2-2b-it", "drafter_preset": "t5_small"}, "t5_small is an encoder–decoder"),
         ({"verifier": "no/such/model.gguf"}, "there is no file or directory no/such/model.gguf"),
@@ -57,6 +66,25 @@ def test_a_bad_knob_is_refused_before_anything_is_compiled(monkeypatch, knobs, s
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # what a user meets
     with pytest.raises(UserError, match=sentence):
         planned(**knobs)
+
+
+def test_a_pair_file_takes_the_kinds_of_distill(monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "layout_on", lambda *args: None)
+    monkeypatch.setattr(module, "plan_drafters", lambda *given: seen.append(given) or [])
+    knobs = (
+        "--gin.KIND=[@eagle(), @few/shallow()]",
+        "--gin.few/shallow.vocabulary=99",
+        "--gin.DRAFTER_STRATEGY=['vocab']",
+    )
+    pair = "--config=configs/pairs/gemma2_2b_9b.gin"
+    assert tiny.call("cascades.runs.plan.plan", pair, *knobs) == 0
+    ((jobs, _, rule, shared, output),) = seen
+    (job,) = jobs
+    names = [each.name for each in job.drafters]
+    assert names == ["gemma2_2b", "eagle 1x3584, 8192 tokens", "shallow 2x3584, 99 tokens"]
+    assert {each.spec.strategy for each in job.drafters} == {"vocab"} and job.features
+    assert (rule.__name__, shared["strategy"], output) == ("token_v3", "tensor", None)
 
 
 def launch(*arguments):
