@@ -330,19 +330,6 @@ def proceed(
     return compiled.run(*weights, state, stop, np.int32(rounds), np.int32(forced), np.bool_(eager))
 
 
-def learn(engine: Engine, state: State, slot: int) -> None:
-    """Keeps what the lookahead of a row that ends has learnt; not where costs are given, so that a run repeats."""
-    if not engine.programs.plan.lookahead.learns or engine.settings.costs:
-        return
-    row = jax.tree.map(lambda x: x[slot : slot + 1], hosts.whole(state.lookahead))
-    share = 1 / state.length.shape[0]  # as many rows are learning at once
-
-    def mean(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-        return old + np.float32(share) * (new - old) if np.issubdtype(new.dtype, np.floating) else new
-
-    engine.learnt[:] = [jax.tree.map(mean, engine.learnt[0], row) if engine.learnt else row]
-
-
 def _begun(engine: Engine, costs: Costs) -> Any:
     """The lookahead's state with which a row begins."""
     if not engine.learnt:

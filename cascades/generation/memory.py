@@ -1,4 +1,4 @@
-"""What engines have learnt, kept between runs: what passes take on this machine, and how a pair's drafts fared."""
+"""What an engine learns from its requests, and what of it is kept for the next run of a pair on such a machine."""
 
 import contextlib
 import hashlib
@@ -10,9 +10,24 @@ from functools import partial
 import jax
 import numpy as np
 
+from cascades import hosts
+from cascades.decoding import State
 from cascades.generation.engine import Compiled, Engine
 from cascades.generation.placement import processor
 from cascades.lookahead import given_costs
+
+
+def learn(engine: Engine, state: State, slot: int) -> None:
+    """Keeps what the lookahead of a row that ends has learnt; not where costs are given, so that a run repeats."""
+    if not engine.programs.plan.lookahead.learns or engine.settings.costs:
+        return
+    row = jax.tree.map(lambda x: x[slot : slot + 1], hosts.whole(state.lookahead))
+    share = 1 / state.length.shape[0]  # as many rows are learning at once
+
+    def mean(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+        return old + np.float32(share) * (new - old) if np.issubdtype(new.dtype, np.floating) else new
+
+    engine.learnt[:] = [jax.tree.map(mean, engine.learnt[0], row) if engine.learnt else row]
 
 
 def recall(engine: Engine, compiled: Compiled) -> np.ndarray | None:

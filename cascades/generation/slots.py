@@ -177,7 +177,7 @@ class Slots:
             if finish == Finish.RUNNING:
                 continue
             self._sessions[slot], self._stop[slot] = None, True
-            engines.learn(self._engine, self._state, slot)
+            memory.learn(self._engine, self._state, slot)
             yield from session.flush()
             if not self.busy:
                 memory.keep(self._engine, self._compiled)
