@@ -70,13 +70,20 @@ def bfloat16_instructions(cpuinfo: str) -> str | None:
     return next((name for flag, name in _INSTRUCTIONS.items() if flag in shared), None)
 
 
-def _instructions() -> str | None:
-    """`bfloat16_instructions` of this machine. CASCADES_CPUINFO names another file, where a sandbox hides the first."""
+def cpuinfo() -> str:
+    """What Linux says of this machine's processors, nothing elsewhere.
+
+    CASCADES_CPUINFO names another file, where a sandbox hides the first.
+    """
     try:
-        text = pathlib.Path(os.environ.get("CASCADES_CPUINFO") or "/proc/cpuinfo").read_text(errors="replace")
+        return pathlib.Path(os.environ.get("CASCADES_CPUINFO") or "/proc/cpuinfo").read_text(errors="replace")
     except OSError:  # not Linux
-        return None
-    return bfloat16_instructions(text)
+        return ""
+
+
+def _instructions() -> str | None:
+    """`bfloat16_instructions` of this machine."""
+    return bfloat16_instructions(cpuinfo())
 
 
 def check_strategy(knob: str, name: Any) -> None:
