@@ -2,8 +2,11 @@
 
 import dataclasses
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from rich.console import Console
 
 from cascades import checks
 from cascades import rules as deferral
@@ -96,7 +99,7 @@ def bench(
         answering = {ALONE: _ours(part(engine, "verifier_only"), requests)}
         answering[_name(settings)] = _ours(engine, requests)
         answering |= {peer.name: _theirs(peer) for peer in peers}
-        seconds, answers = measure(timed, answering, requests, settings.batch_size, repeats)
+        seconds, answers = measure(timed, answering, requests, settings.batch_size, repeats, err)
     where = machine.described(default_dtype(pair.dtype))
     about = {"verifier": short(pair.verifier.uri), "drafter": short(engine.pair.drafts), "batch": shapes.batch}
     about |= {"slots": shapes.slots, "repeats": repeats, **where}
@@ -157,6 +160,7 @@ def measure(
     requests: Sequence[Query],
     batch: int,
     repeats: int,
+    err: Console,
 ) -> tuple[list[list[float]], dict[str, list[list[Answer]]]]:
     """Runs everything in turn, `repeats` times; those that answer take turns at every batch of requests.
 
@@ -167,7 +171,8 @@ def measure(
     answers: dict[str, list[list[Answer]]] = {name: [] for name in answering}
     for name in answering:  # a first call takes longer
         answering[name]([each._replace(max_new_tokens=min(_WARM_UP, each.max_new_tokens)) for each in requests[:batch]])
-    for _ in range(repeats):
+    began = time.perf_counter()
+    for repeat in range(repeats):
         for each, taken in zip(timed, seconds, strict=True):
             if each.warm:  # as in a loop, where the same weights were just read
                 each.run()
@@ -177,6 +182,7 @@ def measure(
         for first in range(0, len(requests), batch):
             for name, answer in answering.items():
                 answers[name][-1] += answer(requests[first : first + batch])
+        err.print(f"{repeat + 1} of {repeats} done, {time.perf_counter() - began:.0f} s", highlight=False)
     return seconds, answers
 
 
