@@ -83,7 +83,7 @@ def stated(path):
 
 def test_the_files_are_found():
     assert "configs/decode.gin" in CONFIGS and len(PAIRS) >= 10 and len(KNOBS) >= 5
-    assert set(LAUNCHERS) == {"costs", "decode", "distill", "plan", "sweep", "train"}
+    assert set(LAUNCHERS) == {"bench", "costs", "decode", "distill", "plan", "sweep", "train"}
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -181,6 +181,7 @@ def test_an_older_file_that_includes_a_run_file_still_works(tmp_path):
         ("plan", "DTYPE='float32'", "nothing in configs/plan.gin reads DTYPE"),
         ("sweep", "ALPHA=0.3", "nothing in configs/sweep.gin reads ALPHA"),
         ("sweep", "RULE=@opt", "(did you mean RULES?)"),
+        ("bench", "PROMPT='x'", "nothing in configs/bench.gin reads PROMPT"),
         ("costs", "MAX_NEW_TOKENS=3", "nothing in configs/costs.gin reads MAX_NEW_TOKENS"),
         ("costs", "DEFAULT_PROMPT='x'", "nothing in configs/costs.gin reads DEFAULT_PROMPT"),
         ("train", "VERIFIER='x'", "nothing in configs/train.gin reads VERIFIER"),

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import platform
+import re
 from typing import Any
 
 import jax
@@ -70,23 +72,26 @@ def bfloat16_instructions(cpuinfo: str) -> str | None:
     return next((name for flag, name in _INSTRUCTIONS.items() if flag in shared), None)
 
 
-def _instructions() -> str | None:
-    """`bfloat16_instructions` of this machine."""
-    return bfloat16_instructions(_cpuinfo())
+def cpuinfo() -> str:
+    """What Linux says of this machine's processors, nothing elsewhere.
+
+    CASCADES_CPUINFO names another file, where a sandbox hides the first.
+    """
+    try:
+        return pathlib.Path(os.environ.get("CASCADES_CPUINFO") or "/proc/cpuinfo").read_text(errors="replace")
+    except OSError:  # not Linux
+        return ""
 
 
 def processor() -> str:
-    """Returns the name that this machine's processor gives itself, "" where it has none."""
-    lines = (line.partition(":") for line in _cpuinfo().splitlines())
-    return next((value.strip() for name, _, value in lines if name.strip() == "model name"), "")
+    """Returns the processor's name."""
+    found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", cpuinfo(), re.MULTILINE)
+    return found[1].strip() if found else platform.machine() or "unknown"
 
 
-def _cpuinfo() -> str:
-    """Linux's /proc/cpuinfo, elsewhere nothing. CASCADES_CPUINFO names another file, where a sandbox hides that one."""
-    try:
-        return pathlib.Path(os.environ.get("CASCADES_CPUINFO") or "/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return ""
+def _instructions() -> str | None:
+    """`bfloat16_instructions` of this machine."""
+    return bfloat16_instructions(cpuinfo())
 
 
 def check_strategy(knob: str, name: Any) -> None:

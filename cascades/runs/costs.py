@@ -2,22 +2,16 @@
 
 import dataclasses
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 from rich import box
 from rich.table import Table
 
 from cascades import checks
-from cascades.cache import rewind
 from cascades.errors import UserError
 from cascades.generation import (
     Engine,
-    LoadedModel,
     PairSpec,
     PromptSpec,
     Settings,
@@ -31,6 +25,7 @@ from cascades.generation.costs import Trial, knob, programs_for, timer
 from cascades.generation.engine import slots_for
 from cascades.lookahead import fixed
 from cascades.runs import terminal
+from cascades.runs.parts import timed_pass
 
 
 class RoundTimes(NamedTuple):
@@ -99,9 +94,9 @@ def measure(engine: Engine, prompt: str, repeats: int, prompts: PromptSpec = Pro
     compiled = programs_for(engine, shapes, query.ids)
     time_round = timer(engine, compiled, length)
     lengths = range(settings.k_max + 1)
-    steps = _pass(pair.drafter, shapes, length, 1) if pair.drafter else lambda: 0.0  # a look-up costs none
+    steps = timed_pass(pair.drafter, shapes, length, 1) if pair.drafter else lambda: 0.0  # a look-up costs none
     widths = engine.programs.plan.passes
-    alone = {width: _pass(pair.verifier, shapes, length, width) for width in widths}
+    alone = {width: timed_pass(pair.verifier, shapes, length, width) for width in widths}
     time_round(Trial(settings.k_max))  # as the passes alone, it has run once before it is timed
     draft, verify, rounds = [], [], []
     for _ in range(repeats):
@@ -146,31 +141,3 @@ def table(rows: Sequence[RoundTimes]) -> Table:
         cells = (f"{1e3 * row.verify:.1f}", f"{1e3 * row.parts:.1f}", f"{1e3 * row.round:.1f}", f"{row.overhead:+.1%}")
         drawn.add_row(str(row.k), *cells, pays)
     return drawn
-
-
-def _pass(language: LoadedModel, shapes: Shapes, length: int, width: int) -> Callable[[], float]:
-    """Returns a function that times one pass over `width` tokens a row, behind `length` that are cached."""
-    model = language.model
-    tokens = jnp.ones((shapes.batch, width), jnp.int32)
-    held = jnp.full((shapes.batch,), length, jnp.int32)
-
-    given = (
-        {"features": jnp.zeros((shapes.batch, width, model.feature_width), jnp.float32)} if model.feature_width else {}
-    )
-
-    @partial(jax.jit, donate_argnums=1)
-    def run(params, cache):
-        output, cache = model.extend(params, tokens, cache, **given)
-        return output.logits, rewind(cache, held)
-
-    cache: list[Any] = [rewind(model.init_cache(shapes.batch, shapes.slots), jnp.array(held))]
-
-    def timed() -> float:
-        began = time.perf_counter()
-        logits, cache[0] = jax.block_until_ready(run(language.params, cache[0]))
-        del logits
-        return time.perf_counter() - began
-
-    timed()  # compiles
-    timed()  # and on a mesh again, as the cache comes back where the model keeps it
-    return timed

@@ -113,12 +113,12 @@ def sweep(
     if score is not None and not callable(score):
         raise UserError(f"SCORE must be a function of a record and a text, as @my_scores.exact, or None, not {score!r}")
     report.need_matplotlib()
-    entries = _prompts(input)
+    entries = read_prompts(input)
     folder = checks.folder("OUTPUT_DIR", output_dir)
     _, err = terminal.consoles()
     compilation_cache()
     engines = _engines(swept, load_pair(pair, chat_template=prompts.chat_template))
-    requests = _requests(engines.values(), [entry["prompt"] for entry in entries], prompts, settings)
+    requests = requests_of(engines.values(), [entry["prompt"] for entry in entries], prompts, settings)
     about = _about(pair, settings, prompts, requests)
     run = fingerprint.digest(about)
     (folder / f"{run}.settings.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
@@ -144,7 +144,7 @@ def sweep(
         if rows:
             _by_category(lines, score)
             assert pair.drafter is not None  # every method of a sweep needs one
-            title = f"{settings.method}: {_short(pair.drafter.uri)} -> {_short(pair.verifier.uri)}"
+            title = f"{settings.method}: {short(pair.drafter.uri)} -> {short(pair.verifier.uri)}"
             _tell(rows, folder, title, _notes(about, rows, repeats), err)
     return rows
 
@@ -158,7 +158,7 @@ def _engines(swept: Sequence[Point], pair: LoadedPair) -> dict[tuple, Engine]:
     return engines
 
 
-def _requests(engines: Iterable[Engine], texts: list[str], prompts: PromptSpec, settings: Settings) -> list[Query]:
+def requests_of(engines: Iterable[Engine], texts: list[str], prompts: PromptSpec, settings: Settings) -> list[Query]:
     """Returns the requests, whose answers may be as long for every method."""
     shortest = min(engines, key=lambda engine: engine.context)
     room = min(shortest.context, settings.context or shortest.context)
@@ -230,7 +230,7 @@ def _is_pair(item: Any) -> bool:
     return isinstance(item[1], list | tuple) and len(item[1]) > 0
 
 
-def _prompts(path: str) -> list[dict[str, Any]]:
+def read_prompts(path: str) -> list[dict[str, Any]]:
     """Returns the prompts with an `id` each; one that occurs again is dropped. Looks here, then in the repository."""
     if not isinstance(path, str) or not path:
         raise UserError("INPUT must be a JSONL file of prompts, in quotes, as in --gin.INPUT=\"'prompts.jsonl'\"")
@@ -317,7 +317,7 @@ def _loaded(line: dict[str, Any]) -> dict[str, Any]:
     return {**line, "alpha": float(line["alpha"])} if line.get("alpha") in ("inf", "-inf") else line
 
 
-def _short(uri: Any) -> str:
+def short(uri: Any) -> str:
     """The last part of a URI, without its checksum; ngram://3 stays as it is."""
     return uri if "ngram://" in uri else uri.partition("#")[0].rstrip("/").rpartition("/")[2] or uri
 

@@ -83,7 +83,9 @@ def test_what_does_not_fit_is_measured_anew(pair, kept, tmp_path, damage):
 
 
 @pytest.mark.parametrize(
-    "other", [{"k_max": 2}, {"rule": rules.lossy}, {"coupling": "gumbel"}, {"lookahead": heuristic()}], ids=str
+    "other",
+    [{"k_max": 2}, {"rule": rules.lossy}, {"coupling": "gumbel"}, {"lookahead": heuristic()}],
+    ids=["k_max", "rule", "coupling", "lookahead"],
 )
 def test_another_plan_is_another_engine(pair, kept, other):
     engine = engine_of(pair, kept[0], **other)
