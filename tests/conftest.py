@@ -18,6 +18,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_threefry_partitionable", True)
+jax.config.update("jax_traceback_in_locations_limit", 0)  # nobody reads where in our source an operation comes from
 
 
 # Programs of tests run for milliseconds and compile for seconds: with these flags for a third of them.
@@ -30,6 +31,13 @@ def pytest_configure(config):
     """Compiles quickly, also in the processes that tests start. Slow tests, and `XLA_FLAGS= pytest`, do as users do."""
     if "not slow" in config.option.markexpr:
         os.environ.setdefault("XLA_FLAGS", QUICK)
+
+
+def pytest_collection_finish():
+    """Python's search for garbage leaves out what lives to the end, and comes less often: traces make many objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 MOST_MAPS = 20_000  # regions of memory; Linux ends a process at 65,530, and each compiled program takes several
