@@ -44,7 +44,7 @@ def programs_for(engine: Engine, shapes: Shapes, ids: tuple[int, ...]) -> Compil
                 seconds = measure_costs(plan, timer(engine, compiled, len(ids)))
                 seconds, compiled.fresh = np.asarray(hosts.agreed(seconds.astype(np.float32)), np.float64), False
             compiled.belief = clock.measured(seconds)
-            compiled.costs = clock.costs(compiled.belief.seconds, plan.passes)
+            compiled.costs = clock.costs(compiled.belief, plan.passes)
             compiled.seconds += time.perf_counter() - began
     return compiled
 
@@ -97,7 +97,7 @@ def _of_passes(took: np.ndarray, ran: np.ndarray) -> np.ndarray:
     # What the noise says beyond this would make a wide pass cheaper than a narrow one.
     most = min(((took[1:widths] - took[0]) / np.maximum(more, 1)).tolist(), default=np.inf)
     draft, catch_up = float(np.clip(draft, 0.0, max(most, 0.0))), max(float(catch_up), 0.0)
-    verify = np.maximum.accumulate(took[:widths] - ran[:widths, -2:] @ [draft, catch_up])
+    verify = clock.rising(took[:widths] - ran[:widths, -2:] @ [draft, catch_up], np.ones(widths))
     return np.array([*np.maximum(verify, 0.01 * took[0]), draft, catch_up])
 
 
@@ -160,7 +160,7 @@ def corrected(engine: Engine, compiled: Compiled, state: State, ran: np.ndarray,
     if belief.given:
         return state
     plan = engine.programs.plan
-    costs = clock.costs(belief.seconds, plan.passes)
+    costs = clock.costs(belief, plan.passes)
     if clock.moved(costs, compiled.costs) < _WORTH_TELLING:
         return state
     compiled.costs = costs

@@ -12,6 +12,7 @@ import numpy as np
 
 from cascades import hosts
 from cascades.decoding import State
+from cascades.generation import clock
 from cascades.generation.engine import Compiled, Engine
 from cascades.generation.placement import processor
 from cascades.lookahead import given_costs
@@ -62,7 +63,7 @@ def keep(engine: Engine, compiled: Compiled) -> None:
     if engine.memory is None or compiled.belief is None:
         return
     learnt = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(engine.learnt)]
-    text = json.dumps({"seconds": compiled.belief.seconds.tolist(), "learnt": learnt})
+    text = json.dumps({"seconds": clock.in_order(compiled.belief).tolist(), "learnt": learnt})
     file = _file(engine.memory, engine, compiled)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -130,9 +130,30 @@ def test_no_pass_takes_less_than_nothing_however_short_a_call_was():
 def test_counts_and_costs_are_in_the_order_of_the_clock():
     counts = clock.kinds(Clock(jnp.asarray([3, 1, 2], jnp.int32), jnp.int32(7), jnp.int32(4)))
     assert counts.tolist() == [3, 1, 2, 7, 4]
-    costs = clock.costs(np.array([2.0, 3.0, 2.5, 0.5, 1.0]), (1, 3, 5))
-    np.testing.assert_allclose(costs.verify, [1, 1.5, 1.5, 1.5, 1.5])  # a wider pass takes no less
+    costs = clock.costs(clock.measured(np.array([2.0, 2.5, 3.0, 0.5, 1.0])), (1, 3, 5))
+    np.testing.assert_allclose(costs.verify, [1, 1.25, 1.25, 1.5, 1.5])
     assert float(costs.draft) == 0.25 and float(costs.catch_up) == 0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_narrow_pass_that_was_measured_too_dear_follows_a_wider_one_that_runs(seed):
+    """Nobody runs a pass of which more is believed than of a wider one; it must not make that one dear as well.
+
+    From the longest drafts alone, the clock cannot tell a drafter step from a verifier pass: their sum is what counts.
+    """
+    widths, costs = MACHINES["bfloat16"]
+    belief = clock.measured(UNIT * np.array([1.0, 1.1, 1.9, 1.95, 0.08, 0.1]))
+    belief = rounds(belief, widths, costs, np.random.default_rng(seed), [0, 8, 8, 7] * 15)
+    found = clock.costs(belief, widths)
+    assert found.verify[8] + 8 * found.draft == pytest.approx(1.42 + 8 * 0.08, rel=0.07)
+    assert found.verify[4] <= found.verify[8]
+
+
+def test_passes_stand_in_order_and_what_is_known_well_counts_for_more():
+    values, weights = np.array([2.0, 5.0, 3.0, 4.0]), np.array([1.0, 1.0, 9.0, 1.0])
+    np.testing.assert_allclose(clock.rising(values, weights), [2.0, 3.2, 3.2, 4.0])
+    np.testing.assert_allclose(clock.rising(values[::-1], np.ones(4)), [3.5] * 4)
+    np.testing.assert_allclose(clock.rising(np.sort(values), weights), np.sort(values))
 
 
 def test_what_has_moved_is_what_a_round_takes():

@@ -163,7 +163,7 @@ def test_a_run_corrects_its_costs_tells_them_and_compiles_nothing_for_it(engine,
     true = np.array([0.01, 0.013, 0.001, 0.003])
     compiled = module.programs_for(engine, SHAPES, (1, 2, 3))
     monkeypatch.setattr(compiled, "belief", clocks.measured(np.array([0.01, 0.011, 0.002, 0.002])))
-    monkeypatch.setattr(compiled, "costs", clocks.costs(compiled.belief.seconds, engine.programs.plan.passes))
+    monkeypatch.setattr(compiled, "costs", clocks.costs(compiled.belief, engine.programs.plan.passes))
     clocked, seen = clocks.clocked, []
 
     def learnt(belief, ran, seconds):

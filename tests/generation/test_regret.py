@@ -59,7 +59,7 @@ def guided_speed(kind: str, true: np.ndarray, believed: np.ndarray) -> float:
     guided, propose, step, update = compiled()
     random = np.random.default_rng(0)
     belief = clock.measured(believed)
-    state = guided.init(1, clock.costs(belief.seconds, PASSES))
+    state = guided.init(1, clock.costs(belief, PASSES))
     tokens, elapsed = 0, 0.0
     for positions in traces()[kind]:
         at = 0
@@ -84,7 +84,7 @@ def guided_speed(kind: str, true: np.ndarray, believed: np.ndarray) -> float:
             state = update(state, verdict(place, source, length, steps, accepted))
             tokens, elapsed = tokens + accepted + 1, elapsed + seconds
             belief = clock.clocked(belief, took, seconds * (1 + 0.05 * random.standard_normal()))
-            state = guided.recost(state, clock.costs(belief.seconds, PASSES))
+            state = guided.recost(state, clock.costs(belief, PASSES))
             at += accepted + 1
     return tokens / elapsed
 
