@@ -9,7 +9,6 @@ import numpy as np
 from rich.console import Console
 
 from cascades import hosts, rules
-from cascades.checkpoints import cache_directory
 from cascades.errors import UserError
 from cascades.generation import (
     Engine,
@@ -98,8 +97,7 @@ def decode(
     for remark in loaded.verifier.tokenizer.remarks:
         err.print(f"note: {remark}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     each_slot = -(-len(entries) // settings.batch_size) * settings.max_new_tokens
-    each_slot = None if interactive or settings.costs else each_slot
-    engine = build(loaded, settings, each_slot, memory=cache_directory() / "learnt")
+    engine = build(loaded, settings, None if interactive or settings.costs else each_slot)
     requests: dict[int, Query] = {}
     for place, entry in enumerate(entries):
         if isinstance(entry, Bad):
