@@ -16,6 +16,7 @@ from typing import NamedTuple, NoReturn
 from cascades.errors import Unanswered, UserError
 
 GRACE = 10.0  # seconds that a main thread which is told to end has for it, before the process ends without it
+AGAIN = 0.01  # seconds after which a signal that was lost is sent again
 _ENDED = {2: "could not go on, and says why", 130: "was interrupted", 143: "was terminated"}
 
 
@@ -142,10 +143,12 @@ def interrupt(number: int) -> NoReturn:
 
 @contextlib.contextmanager
 def _terminations() -> Iterator[None]:
-    """Lets SIGTERM raise `Terminated` in the main thread, and ends the process where that thread does not learn of it.
+    """Lets SIGTERM raise `Terminated` in the main thread, and sees to it that no signal is lost.
 
     Python runs a handler once the main thread is back from what it called; a program that waits for another host, or
-    a compiler, may not come back. The number of a signal is written to a pipe at once, which a thread reads.
+    a compiler, may not come back. The number of a signal is written to a pipe at once, which a thread reads, and ends
+    the process where the main thread does not learn of it. What a handler raises is lost where it interrupts a
+    callback whose errors Python only reports, such as jax's at every search for garbage: the signal is sent again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -159,6 +162,17 @@ def _terminations() -> Iterator[None]:
     _handled.clear()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
+    def report(lost):
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            hook(lost)
+            return
+        number = signal.SIGTERM if isinstance(lost.exc_value, Terminated) else signal.SIGINT
+        # Later, and by another thread, as the main thread is still inside of the callback.
+        again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+
+    hook, sys.unraisablehook = sys.unraisablehook, report
     before, pipe = signal.signal(signal.SIGTERM, note), signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(target=_insist, args=(reader,), daemon=True)
     thread.start()
@@ -167,6 +181,7 @@ def _terminations() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(pipe)
         signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
         os.close(writer)
         _handled.set()
         thread.join()

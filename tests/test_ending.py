@@ -1,5 +1,6 @@
 """How a run ends: codes and lines, SIGTERM, and the word of other hosts."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -95,6 +96,30 @@ def test_signals_wait_where_they_are_postponed(number):
         ending.interrupt(came())
     assert steps == [(0, 0), (1, number), (2, number)]
     assert stop.value.code == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_within_a_callback_is_not_lost(number):
+    # Python reports what a callback of the search for garbage raises, and goes on.
+    expected = {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    signals = [number, number]
+
+    def callback(phase, info):
+        del phase, info
+        if signals:
+            os.kill(os.getpid(), signals.pop())
+
+    hook = sys.unraisablehook
+    gc.callbacks.append(callback)
+    try:
+        with pytest.raises(SystemExit) as stop, ending.told():
+            end = time.monotonic() + 60
+            while time.monotonic() < end:
+                gc.collect()
+    finally:
+        gc.callbacks.remove(callback)
+    assert stop.value.code == expected and not signals
+    assert sys.unraisablehook is hook
 
 
 def test_a_second_signal_does_not_wait():
