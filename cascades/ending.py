@@ -162,6 +162,7 @@ def _terminations() -> Iterator[None]:
     _handled.clear()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
+
     def report(lost):
         if not isinstance(lost.exc_value, KeyboardInterrupt):
             hook(lost)

@@ -13,6 +13,7 @@ from cascades.decoding import Plan, State
 from cascades.generation import clock, memory
 from cascades.generation import engine as engines
 from cascades.generation.engine import Compiled, Engine, Shapes
+from cascades.models.attention import attended
 from cascades.typing import Array
 
 _REPEATS = 5  # a disturbance that begins and ends tears two of them at most, and three others tell what is so
@@ -23,10 +24,15 @@ Timer = Callable[["Trial"], tuple[float, np.ndarray]]
 
 
 class Trial(NamedTuple):
-    """A round to time: of how many drafts, and how many tokens the drafter lacks before it."""
+    """A round to time: of how many drafts, how many tokens the drafter lacks before it, behind a long text or not.
+
+    rounds: 0 is a call of the program in which no round runs.
+    """
 
     drafts: int
     lacks: int = 1
+    long: bool = False
+    rounds: int = 1
 
 
 def programs_for(engine: Engine, shapes: Shapes, ids: tuple[int, ...]) -> Compiled:
@@ -39,41 +45,52 @@ def programs_for(engine: Engine, shapes: Shapes, ids: tuple[int, ...]) -> Compil
             compiled.belief = clock.given(compiled.costs, plan.passes)
         elif plan.lookahead.timed:
             began = time.perf_counter()
-            seconds = memory.recall(engine, compiled)
-            if seconds is None:
-                seconds = measure_costs(plan, timer(engine, compiled, len(ids)))
-                seconds, compiled.fresh = np.asarray(hosts.agreed(seconds.astype(np.float32)), np.float64), False
-            compiled.belief = clock.measured(seconds)
-            compiled.costs = clock.costs(compiled.belief, plan.passes)
+            compiled.belief = memory.recall(engine, compiled) or _measured(engine, compiled, len(ids))
+            compiled.costs = clock.costs(compiled.belief, plan.passes, reach_of(compiled, len(ids)))
             compiled.seconds += time.perf_counter() - began
     return compiled
 
 
-def trials(plan: Plan) -> list[Trial]:
-    """Returns rounds whose times tell what each pass takes.
+def _measured(engine: Engine, compiled: Compiled, length: int) -> clock.Belief:
+    fewest = attended(1, compiled.shapes.slots)
+    short = min(length, _room(engine, compiled, fewest))  # where passes attend to the fewest slots
+    long = _room(engine, compiled, compiled.shapes.slots) > fewest
+    seconds, call = measure_costs(engine.programs.plan, timer(engine, compiled, short), long)
+    *agreed, call = np.asarray(hosts.agreed(np.append(seconds, call).astype(np.float32)), np.float64).tolist()
+    return clock.measured(np.asarray(agreed), call)
+
+
+def reach_of(compiled: Compiled, length: int) -> float:
+    """Returns how far passes attend where the longest row holds so many tokens, see `clock.reach`."""
+    return clock.reach(attended(length, compiled.shapes.slots))
+
+
+def trials(plan: Plan, long: bool = False) -> list[Trial]:
+    """Returns a call in which no round runs, and rounds whose times tell what each pass takes.
 
     The longest draft of each width; of the width that holds the most lengths the shortest too, which differs from the
     longest by drafter steps alone; and that once more behind a token that the drafter had missed. Where no width holds
     two lengths (drafts of one token), a drafter step is what reads the last of one token more than a pass catches up
-    with: the round's other passes are those of the round before.
+    with: the round's other passes are those of the round before. If `long`, the longest draft behind a long text too.
     """
     spans = list(zip((0, *plan.passes), plan.passes, strict=False))
     low, high = max(((below, width - 1) for below, width in spans[1:]), key=lambda span: span[1] - span[0])
     step = [Trial(low)] if low < high else [Trial(high, plan.catch_up + 1)]
-    return [*(Trial(width - 1) for width in plan.passes), *step, Trial(low, 2)]
+    far = [Trial(plan.k_max, long=True)] if long else []
+    return [Trial(0, rounds=0), *(Trial(width - 1) for width in plan.passes), *step, Trial(low, 2), *far]
 
 
-def measure_costs(plan: Plan, time_round: Timer) -> np.ndarray:
-    """Returns the seconds of each kind of pass, see `clock.kinds`, by timing rounds in turn.
+def measure_costs(plan: Plan, time_round: Timer, long: bool = False) -> tuple[np.ndarray, float]:
+    """Returns the seconds of each kind of pass, see `clock.ran`, and of a call without any, by timing rounds in turn.
 
     Each repeat takes all of them, in turn from the first to the last and back. They are compared within a repeat, and
     of the ratios of all repeats the medians count, so that nothing hangs on when the machine was busy.
     """
-    each = trials(plan)
-    for trial in {each[0], each[-1]}:  # every model's memory is touched once
+    each = trials(plan, long)
+    for trial in each:  # XLA on CPUs prepares products at their first call, and every model's memory is touched once
         time_round(trial)
     times: list[np.ndarray] = []
-    ran = np.zeros((len(each), len(plan.passes) + 2))
+    ran = np.zeros((len(each), len(plan.passes) + 3))
     while len(times) < _FEWEST or (len(times) < _REPEATS and np.sum(times) < _BUDGET):
         times.append(np.zeros(len(each)))
         order = range(len(each)) if len(times) % 2 else reversed(range(len(each)))
@@ -81,8 +98,8 @@ def measure_costs(plan: Plan, time_round: Timer) -> np.ndarray:
             times[-1][at], ran[at] = time_round(each[at])
     seconds = np.stack(times)
     scale = np.median(seconds, axis=1, keepdims=True)
-    took = np.median(seconds / scale, axis=0) * np.median(scale)
-    return _of_passes(took, ran)
+    call, *took = (np.median(seconds / scale, axis=0) * np.median(scale)).tolist()
+    return _of_passes(np.asarray(took) - call, ran[1:]), call
 
 
 def _of_passes(took: np.ndarray, ran: np.ndarray) -> np.ndarray:
@@ -91,25 +108,26 @@ def _of_passes(took: np.ndarray, ran: np.ndarray) -> np.ndarray:
     Args:
       took: of each trial. ran: passes of each kind, by trial.
     """
-    widths = ran.shape[1] - 2
-    *_, draft, catch_up = np.linalg.lstsq(ran, took, rcond=None)[0]
-    more = ran[1:widths, -2] - ran[0, -2]
+    widths = ran.shape[1] - 3
+    *_, draft, catch_up, further = np.linalg.lstsq(ran, took, rcond=None)[0]
+    more = ran[1:widths, -3] - ran[0, -3]
     # What the noise says beyond this would make a wide pass cheaper than a narrow one.
     most = min(((took[1:widths] - took[0]) / np.maximum(more, 1)).tolist(), default=np.inf)
     draft, catch_up = float(np.clip(draft, 0.0, max(most, 0.0))), max(float(catch_up), 0.0)
-    verify = clock.rising(took[:widths] - ran[:widths, -2:] @ [draft, catch_up], np.ones(widths))
-    return np.array([*np.maximum(verify, 0.01 * took[0]), draft, catch_up])
+    verify = clock.rising(took[:widths] - ran[:widths, -3:-1] @ [draft, catch_up], np.ones(widths))
+    return np.array([*np.maximum(verify, 0.01 * took[0]), draft, catch_up, max(float(further), 0.0)])
 
 
 def timer(engine: Engine, compiled: Compiled, length: int) -> Timer:
     """Returns a function that times a round behind a text of `length` tokens, and tells what ran.
 
     No model has read that text, since what passes take does not hang on it. Its tokens do not repeat, so that a look-up
-    finds nothing there. It is cut to what leaves room for a round in the rows and in the drafter's own context.
+    finds nothing there. It is cut to what leaves room for a round in the rows and in the drafter's own context; where a
+    trial is `long`, to no less.
     """
     plan, slots = engine.programs.plan, compiled.shapes.slots
-    room = min(slots, plan.drafter.context_length if plan.drafter else slots) - plan.k_max - 1
-    start = max(min(length, room), 1)
+    room = max(_room(engine, compiled, slots), 1)
+    starts = max(min(length, room), 1), room
     state = engines.vacant(engine, compiled)
     text = np.broadcast_to(np.arange(slots, dtype=np.int32) % plan.vocab_size, state.tokens.shape)
     tokens = jax.make_array_from_callback(text.shape, state.tokens.sharding, lambda index: text[index])
@@ -117,14 +135,24 @@ def timer(engine: Engine, compiled: Compiled, length: int) -> Timer:
     nothing = np.zeros((compiled.shapes.batch,), bool)
 
     def time_round(trial: Trial) -> tuple[float, np.ndarray]:
+        start = starts[trial.long]
         state = jax.block_until_ready(_again(held[0], start, trial.lacks, slots))
         before = clock.kinds(hosts.whole(state.clock))
         began = time.perf_counter()
-        held[0] = jax.block_until_ready(engines.proceed(engine, compiled, state, nothing, 1, trial.drafts))
+        state = engines.proceed(engine, compiled, state, nothing, trial.rounds, trial.drafts)
+        held[0] = jax.block_until_ready(state)
         seconds = time.perf_counter() - began
-        return seconds, clock.kinds(hosts.whole(held[0].clock)) - before
+        counts, reach = clock.kinds(hosts.whole(held[0].clock)) - before, reach_of(compiled, start)
+        compiled.reached.add(reach)
+        return seconds, clock.ran(counts, plan.passes, reach)
 
     return time_round
+
+
+def _room(engine: Engine, compiled: Compiled, most: int) -> int:
+    """Returns the longest text behind which there is room for a round in rows of `most` tokens."""
+    drafter = engine.programs.plan.drafter
+    return min(most, drafter.context_length if drafter else most) - engine.programs.plan.k_max - 1
 
 
 def _again(state: State, start: int, lacks: int, slots: int) -> State:
@@ -145,22 +173,36 @@ def _again(state: State, start: int, lacks: int, slots: int) -> State:
     )
 
 
-def corrected(engine: Engine, compiled: Compiled, state: State, ran: np.ndarray, seconds: float) -> State:
-    """Learns from a call that ran passes `ran` in `seconds`; returns the state, whose lookahead knows of new costs.
+def trial(engine: Engine, compiled: Compiled, reach: float) -> int | None:
+    """Returns how many drafts the next round should have, so that something is learnt; see `clock.trial`."""
+    passes, belief = engine.programs.plan.passes, compiled.belief
+    if belief is None or hosts.several() or reach not in compiled.reached:
+        return None
+    drafts = clock.trial(belief, passes, reach)
+    if drafts is not None:
+        compiled.belief = clock.tried(belief, passes, drafts)
+    return drafts
 
-    Costs that the user gave stay as they are, and so do those of several hosts, which must take the same steps.
+
+def learn(engine: Engine, compiled: Compiled, counts: np.ndarray, reach: float, seconds: float) -> None:
+    """Learns from a call that ran passes `counts` in `seconds`, behind texts that reach so far.
+
+    Several hosts, which must take the same steps, learn nothing.
     """
+    if compiled.belief is None or hosts.several() or not counts.any():
+        return
+    if reach in compiled.reached:
+        compiled.belief = clock.clocked(compiled.belief, clock.ran(counts, engine.programs.plan.passes, reach), seconds)
+    compiled.reached.add(reach)  # the first call takes longer
+
+
+def corrected(engine: Engine, compiled: Compiled, state: State, reach: float) -> State:
+    """Returns the state, whose lookahead knows of costs that have become others. Those that the user gave stay."""
     belief = compiled.belief
-    if belief is None or hosts.several() or not ran.any():
-        return state
-    fresh, compiled.fresh = compiled.fresh, False
-    if fresh:  # the first call of a program takes longer
-        return state
-    compiled.belief = belief = clock.clocked(belief, ran, seconds)
-    if belief.given:
+    if belief is None or belief.given or hosts.several():
         return state
     plan = engine.programs.plan
-    costs = clock.costs(belief, plan.passes)
+    costs = clock.costs(belief, plan.passes, reach)
     if clock.moved(costs, compiled.costs) < _WORTH_TELLING:
         return state
     compiled.costs = costs

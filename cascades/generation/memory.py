@@ -31,8 +31,8 @@ def learn(engine: Engine, state: State, slot: int) -> None:
     engine.learnt[:] = [jax.tree.map(mean, engine.learnt[0], row) if engine.learnt else row]
 
 
-def recall(engine: Engine, compiled: Compiled) -> np.ndarray | None:
-    """Returns the seconds of each kind of pass, see `clock.kinds`, that an equal engine knew on such a machine.
+def recall(engine: Engine, compiled: Compiled) -> clock.Belief | None:
+    """Returns what an equal engine believed of passes on such a machine.
 
     What its lookahead had learnt is `engine`'s from here on, unless that knows more already. None where nothing is kept
     or what is kept does not fit.
@@ -44,18 +44,18 @@ def recall(engine: Engine, compiled: Compiled) -> np.ndarray | None:
     like, shape = jax.tree.flatten(first)
     try:
         told = json.loads(_file(engine.memory, engine, compiled).read_text(encoding="utf-8"))
-        seconds = np.asarray(told["seconds"], np.float64)
+        *seconds, call = np.asarray([*told["seconds"], told["call"]], np.float64)
         learnt = [np.asarray(values, leaf.dtype) for values, leaf in zip(told["learnt"], like, strict=True)]
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
-    fits = seconds.shape == (len(plan.passes) + 2,) and [leaf.shape for leaf in learnt] == [leaf.shape for leaf in like]
-    if not fits or not all(bool(np.all(np.isfinite(each))) for each in (seconds, *learnt)):
+    fits = len(seconds) == len(plan.passes) + 3 and [leaf.shape for leaf in learnt] == [leaf.shape for leaf in like]
+    if not fits or not all(bool(np.all(np.isfinite(each))) for each in (seconds, call, *learnt)):
         return None
-    if not (np.all(seconds >= 0) and np.all(seconds[:-2] > 0)):
+    if not (min(*seconds, call) >= 0 and min(seconds[:-3]) > 0):
         return None
     if learnt and not engine.learnt:
         engine.learnt[:] = [jax.tree.unflatten(shape, learnt)]
-    return seconds
+    return clock.measured(np.asarray(seconds), float(call))
 
 
 def keep(engine: Engine, compiled: Compiled) -> None:
@@ -63,7 +63,8 @@ def keep(engine: Engine, compiled: Compiled) -> None:
     if engine.memory is None or compiled.belief is None:
         return
     learnt = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(engine.learnt)]
-    text = json.dumps({"seconds": clock.in_order(compiled.belief).tolist(), "learnt": learnt})
+    belief = compiled.belief
+    text = json.dumps({"seconds": clock.in_order(belief).tolist(), "call": belief.call, "learnt": learnt})
     file = _file(engine.memory, engine, compiled)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from cascades import hosts
-from cascades.decoding import Clock, Finish, Info, Request, State
+from cascades.decoding import FREE, Clock, Finish, Info, Request, State
 from cascades.generation import clock, costs, memory
 from cascades.generation import engine as engines
 from cascades.generation.engine import Compiled, Engine, Shapes
@@ -70,6 +70,11 @@ class Session:
         self._seen = len(query.ids)
         self._shown: list[tuple[int, int]] = []
         self._first_token = 0.0
+
+    @property
+    def length(self) -> int:
+        """Tokens of its row, prompt and all, when it was last looked at."""
+        return self._seen
 
     def take(self, look: "_Look", slot: int, now: float) -> Iterator[Token]:
         """Yields the text of the tokens that were decided since the last call, up to a stop string."""
@@ -162,13 +167,19 @@ class Slots:
         Yields:
           Tokens as they are decided, and each request's result as soon as it has ended; its slot is free from then on.
         """
-        count, self._fresh = 1 if self._fresh else rounds, False
+        engine, compiled = self._engine, self._compiled
+        longest = max((session.length for session in self._sessions if session), default=0)
+        reach = costs.reach_of(compiled, longest)
+        self._state = costs.corrected(engine, compiled, self._state, reach)
+        trial = None if self._fresh else costs.trial(engine, compiled, reach)
+        count, self._fresh = rounds if trial is None and not self._fresh else 1, False
         began = time.perf_counter()
-        self._state = engines.proceed(self._engine, self._compiled, self._state, self._stop, count, eager=eager)
+        forced = FREE if trial is None else trial
+        self._state = engines.proceed(engine, compiled, self._state, self._stop, count, forced, eager)
         look = _Look.at(self._state)
         now = time.perf_counter()
         ran, self._ran = clock.kinds(look.clock) - self._ran, clock.kinds(look.clock)
-        self._state = costs.corrected(self._engine, self._compiled, self._state, ran, now - began)
+        costs.learn(engine, compiled, ran, reach, now - began)
         for slot, session in enumerate(self._sessions):
             if session is None:
                 continue

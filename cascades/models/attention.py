@@ -21,6 +21,11 @@ _SPANS_OF_A_CHUNK = (128, *_SPANS)  # of a prompt, where attention weighs more
 _SELECTED_TOKENS = 16  # up to so many are written by selects, where a scatter would go through copies
 
 
+def attended(length: int, slots: int) -> int:
+    """Returns how many of `slots` CPUs attend to behind the prompt, where the longest row holds so many tokens."""
+    return next((span for span in _SPANS if length <= span < slots), slots)
+
+
 def visible(queries: Int[Array, "b s"], keys: Int[Array, " t"], window: int | None = None) -> Bool[Array, "b s t"]:
     """Which key positions each query position sees: itself and what is before it, inside the window if any."""
     distance = queries[:, :, None] - keys[None, None, :]

@@ -18,7 +18,7 @@ from cascades.generation import slots as rows
 from cascades.generation.costs import Trial, knob, measure_costs, trials
 from cascades.testing import table_model
 
-DRAFT, CATCH_UP = 0.08, 0.13
+DRAFT, CATCH_UP, FURTHER, CALL = 0.08, 0.13, 0.02, 0.3
 FAST = {1: 1.0, 2: 1.4, 3: 1.5, 4: 1.6, 5: 1.7, 9: 2.3, 10: 2.4}  # what a pass takes by its width, in no unit
 
 
@@ -35,9 +35,14 @@ class Machine:
 
     @property
     def true(self):
-        return np.array([*(FAST[width] for width in self.plan.passes), DRAFT, CATCH_UP])
+        return np.array([*(FAST[width] for width in self.plan.passes), DRAFT, CATCH_UP, FURTHER])
 
     def __call__(self, trial):
+        self.trials.append(trial)
+        ran = self.ran(trial) * trial.rounds
+        return self.unit * (CALL + float(ran @ self.true)) * self.slower(len(self.trials) - 1), ran
+
+    def ran(self, trial):
         ran, lacks = np.zeros(len(self.plan.passes) + 2), trial.lacks
         ran[next(at for at, width in enumerate(self.plan.passes) if width > trial.drafts)] = 1
         scores = trial.drafts + (self.plan.bonus == "target")
@@ -45,8 +50,7 @@ class Machine:
             lacks -= lacks if lacks <= self.plan.catch_up else min(lacks - 1, self.plan.catch_up)
             ran[-1] += 1
         ran[-2] = max(scores - 1, 0) + (scores > 0 and lacks == 1)
-        self.trials.append(trial)
-        return self.unit * float(ran @ self.true) * self.slower(len(self.trials) - 1), ran
+        return clocks.ran(ran, self.plan.passes, 3.0 if trial.long else 0.0)
 
 
 PLANS = [(k, widths) for k in (1, 2, 3, 4, 8, 9) for widths in ((), fine_widths(k))]
@@ -57,7 +61,11 @@ PLANS = [(k, widths) for k in (1, 2, 3, 4, 8, 9) for widths in ((), fine_widths(
 def test_each_pass_is_told_from_the_others(k_max, widths, bonus):
     """Of drafts of one token too, where a wide pass and a drafter step always come together."""
     machine = Machine(plan_of(k_max, widths, bonus))
-    np.testing.assert_allclose(measure_costs(machine.plan, machine), 0.01 * machine.true, rtol=1e-6)
+    seconds, call = measure_costs(machine.plan, machine, long=True)
+    np.testing.assert_allclose(seconds, 0.01 * machine.true, rtol=1e-6)
+    assert call == pytest.approx(0.01 * CALL)
+    seconds, call = measure_costs(machine.plan, machine)
+    np.testing.assert_allclose(seconds, 0.01 * machine.true * [*np.ones(len(seconds) - 1), 0], rtol=1e-6, atol=1e-12)
     lengths = {trial.drafts for trial in machine.trials}
     assert lengths >= {width - 1 for width in machine.plan.passes} and max(lengths) == k_max
 
@@ -66,30 +74,30 @@ def assert_near(found, machine):
     """To a few per cent: what a round takes, relative to a pass over one token."""
     true, k = machine.true, machine.plan.k_max
     relative = found / found[0]
-    np.testing.assert_allclose(relative[: len(true) - 2], true[:-2], rtol=0.03)
-    assert relative[-3] + k * relative[-2] == pytest.approx(true[-3] + k * DRAFT, rel=0.03)
-    np.testing.assert_allclose(relative[-2:], true[-2:], atol=0.03)
+    np.testing.assert_allclose(relative[:-3], true[:-3], rtol=0.03)
+    assert relative[-4] + k * relative[-3] == pytest.approx(true[-4] + k * DRAFT, rel=0.03)
+    np.testing.assert_allclose(relative[-3:-1], true[-3:-1], atol=0.03)
 
 
 @pytest.mark.parametrize("widths", [(), fine_widths(8)], ids=str)
 def test_a_busy_stretch_changes_nothing_whenever_it_is(widths):
     """It is as long as one likes: it tears the repeats in which it begins and ends, and is even in the others."""
     plan = plan_of(8, widths)
-    count = 5 * len(trials(plan)) + 2
+    count = 6 * len(trials(plan))
     for start in range(0, count, 2):
         for length in (1, 3, 6, 12, count):
             machine = Machine(plan, lambda n, start=start, length=length: 2.0 if start <= n < start + length else 1.0)
-            assert_near(measure_costs(plan, machine), machine)
+            assert_near(measure_costs(plan, machine)[0], machine)
             assert len(machine.trials) == count
 
 
 @pytest.mark.parametrize("widths", [(), fine_widths(8)], ids=str)
 def test_a_first_round_without_drafts_that_is_slow_does_not_make_drafting_cheap(widths):
     plan = plan_of(8, widths)
-    slow = len(trials(plan)) + 2
+    slow = len(trials(plan)) + 1
     for factor in (1.15, 2.0):
         machine = Machine(plan, lambda n, factor=factor: factor if n < 5 or n == slow else 1.0)
-        assert_near(measure_costs(plan, machine), machine)
+        assert_near(measure_costs(plan, machine)[0], machine)
 
 
 def test_noise_is_averaged():
@@ -98,8 +106,8 @@ def test_noise_is_averaged():
     for seed in range(20):
         noise = np.random.default_rng(seed)
         machine = Machine(plan, lambda n, noise=noise: float(np.exp(0.03 * noise.normal())))
-        found = measure_costs(plan, machine)
-        rounds = (found[1:4] + found[-2] * np.array([2, 4, 8])) / found[0]
+        found, _ = measure_costs(plan, machine)
+        rounds = (found[1:4] + found[-3] * np.array([2, 4, 8])) / found[0]
         errors.append(np.max(np.abs(rounds / (machine.true[1:4] + DRAFT * np.array([2, 4, 8])) - 1)))
         assert (np.diff(found[:4]) >= 0).all() and (found >= 0).all()
     assert np.median(errors) < 0.05
@@ -108,7 +116,7 @@ def test_noise_is_averaged():
 def test_a_large_model_is_not_timed_for_long():
     machine = Machine(plan_of(8, ()), unit=0.5)
     measure_costs(machine.plan, machine)
-    assert len(machine.trials) == 3 * len(trials(machine.plan)) + 2
+    assert len(machine.trials) == 4 * len(trials(machine.plan))
 
 
 def test_costs_on_a_command_line():
@@ -155,14 +163,14 @@ def test_a_round_that_is_timed_runs_what_it_is_said_to(engine):
         assert seconds > 0
         np.testing.assert_array_equal(ran, machine(trial)[1])
     belief = compiled.belief
-    assert belief is not None and not belief.given and (belief.seconds[:-2] > 0).all()
+    assert belief is not None and not belief.given and (belief.seconds[:-3] > 0).all()
 
 
 def test_a_run_corrects_its_costs_tells_them_and_compiles_nothing_for_it(engine, monkeypatch, caplog):
     """The clock says of every call that passes take as long as `true`: that is what is believed in the end."""
-    true = np.array([0.01, 0.013, 0.001, 0.003])
+    true = np.array([0.01, 0.013, 0.001, 0.003, 0.0])
     compiled = module.programs_for(engine, SHAPES, (1, 2, 3))
-    monkeypatch.setattr(compiled, "belief", clocks.measured(np.array([0.01, 0.011, 0.002, 0.002])))
+    monkeypatch.setattr(compiled, "belief", clocks.measured(np.array([0.01, 0.011, 0.002, 0.002, 0.0])))
     monkeypatch.setattr(compiled, "costs", clocks.costs(compiled.belief, engine.programs.plan.passes))
     clocked, seen = clocks.clocked, []
 
@@ -198,15 +206,36 @@ def test_a_lookahead_that_is_told_has_the_costs_in_every_row_and_nothing_else_ch
     compiled = module.programs_for(engine, SHAPES, (1, 2, 3))
     state = engines.vacant(engine, compiled)
     ran, before = np.array([1.0, 1.0, 4.0, 0.0]), jax.tree.map(np.asarray, state.lookahead)
-    seconds = 3 * float(ran @ compiled.belief.seconds)
-    told = module.corrected(engine, compiled, state, ran, seconds)
+    compiled.reached.add(0.0)
+    for _ in range(3):
+        module.learn(engine, compiled, ran, 0.0, 2 * float(ran @ compiled.belief.seconds[:-1]))
+    told = module.corrected(engine, compiled, state, 0.0)
     assert np.asarray(told.lookahead.verify).tolist() == [np.asarray(compiled.costs.verify).tolist()] * 2
     assert np.asarray(told.lookahead.draft).tolist() == [float(compiled.costs.draft)] * 2
     same = jax.tree.map(lambda old, new: bool(np.array_equal(old, new)), before, told.lookahead)
     assert {name for name, value in same._asdict().items() if not value} <= {"draft", "verify", "rare"}
     assert told._replace(lookahead=None).tokens is state.tokens
-    again = module.corrected(engine, compiled, told, np.zeros(4), 1.0)  # nobody ran: nothing is learnt
-    assert again is told
+    assert module.corrected(engine, compiled, told, 0.0) is told
+    belief = compiled.belief
+    module.learn(engine, compiled, np.zeros(4), 0.0, 1.0)  # nobody ran
+    assert compiled.belief is belief
+
+
+def test_a_round_that_is_tried_has_the_drafts_that_it_should_and_changes_no_text(engine, pair, monkeypatch):
+    greedy = engine_of(pair, temperature=0.0)
+    plain = answers(greedy)
+    proceed, ran = engines.proceed, []
+
+    def spy(engine, compiled, state, stop, rounds, forced=-1, eager=False):
+        ran.append((rounds, forced))
+        return proceed(engine, compiled, state, stop, rounds, forced, eager)
+
+    monkeypatch.setattr(engines, "proceed", spy)
+    tried = iter([0, K_MAX, None] * 99)
+    monkeypatch.setattr(clocks, "trial", lambda belief, passes, reach: next(tried))
+    again = answers(greedy, rounds=2)
+    assert ran[:4] == [(1, -1), (1, 0), (1, K_MAX), (2, -1)]  # the first shows its token as soon as it is there
+    assert [result.token_ids for result in again] == [result.token_ids for result in plain]
 
 
 def test_given_costs_stay_whatever_the_clock_says_so_that_a_run_repeats(given, monkeypatch):

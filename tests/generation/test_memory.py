@@ -51,7 +51,7 @@ def test_the_next_run_begins_with_what_was_learnt_and_measures_nothing(pair, kep
     engine = engine_of(pair, folder)
     compiled = costs.programs_for(engine, SHAPES, (1, 2, 3))
     np.testing.assert_array_equal(compiled.belief.seconds, clock.in_order(before))
-    assert not compiled.belief.given and compiled.fresh
+    assert compiled.belief.call == before.call and not compiled.belief.given and not compiled.reached
     for old, new in zip(jax.tree.leaves(first.learnt[0]), jax.tree.leaves(engine.learnt[0]), strict=True):
         np.testing.assert_array_equal(old, new)
         assert old.dtype == new.dtype
@@ -69,7 +69,8 @@ def test_the_next_run_begins_with_what_was_learnt_and_measures_nothing(pair, kep
         lambda told: json.dumps(told | {"seconds": [float("nan"), *told["seconds"][1:]]}),
         lambda told: json.dumps(told | {"learnt": told["learnt"][1:]}),
         lambda told: json.dumps(told | {"learnt": [[*each, 0] for each in told["learnt"]]}),
-        lambda told: json.dumps({"seconds": told["seconds"]}),
+        lambda told: json.dumps(told | {"call": "short"}),
+        lambda told: json.dumps({"seconds": told["seconds"], "call": told["call"]}),
     ],
 )
 def test_what_does_not_fit_is_measured_anew(pair, kept, tmp_path, damage):
