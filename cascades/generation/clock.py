@@ -20,6 +20,7 @@ _SMOOTH = 0.1  # weight of a call in the unit that is told
 _UNKNOWN = 1e2  # spread of a scale of which nothing is known
 _SURE = 0.05  # a round known so well, relative to a pass over one token, is not tried to learn more
 _TRYING = 0.01  # most of the time that such rounds may take
+_TRIES = 3  # of which the median counts: a single round is easily disturbed
 _REST = 16.0  # passes over one token until the first: what runs anyway comes first
 _SPAN = 512  # slots that a pass over a short text attends to
 
@@ -29,7 +30,9 @@ class Belief(NamedTuple):
 
     seconds: `[n]`, mean. covariance: `[n, n]`. unit: seconds of a verifier pass over one token, over the last calls,
     None where nothing was clocked. given: costs relative to each other are the user's and stay as they are. call:
-    seconds of a call besides its passes. rest: time until a round may be tried, in passes over one token.
+    seconds of a call besides its passes. rest: time until a round may be tried, in passes over one token. trying: the
+    drafts of the round that is being tried, None where none is. took: by how much each of its calls so far took longer
+    than expected.
     """
 
     seconds: np.ndarray
@@ -38,6 +41,8 @@ class Belief(NamedTuple):
     given: bool = False
     call: float = 0.0
     rest: float = 0.0
+    trying: int | None = None
+    took: tuple[float, ...] = ()
 
 
 def kinds(clock: Clock) -> np.ndarray:
@@ -78,8 +83,15 @@ def clocked(belief: Belief, ran: np.ndarray, seconds: float) -> Belief:
 
     All costs move together, and quickly: that is the machine, which does other things as well. Relative to each other
     they move slowly, and only as far as an observation is no surprise: one that is widens what is thought of the scale
-    until it no longer is, so that a stall, or a busy minute, leaves the shape alone.
+    until it no longer is, so that a stall, or a busy minute, leaves the shape alone. Of a trial, whose calls are short,
+    the median counts.
     """
+    if belief.trying is not None:
+        took = (*belief.took, max(seconds - belief.call, 0.0) / float(ran @ belief.seconds))
+        if len(took) < _TRIES:
+            return belief._replace(took=took)
+        belief = belief._replace(trying=None, took=())
+        seconds = belief.call + float(np.median(took)) * float(ran @ belief.seconds)
     mean, covariance = belief.seconds, belief.covariance + _SCALE_WALK**2 * np.outer(belief.seconds, belief.seconds)
     if not belief.given:
         covariance = covariance + np.diag(np.where(ran > 0, _SHAPE_WALK * mean, 0.0) ** 2)
@@ -106,8 +118,10 @@ def trial(belief: Belief, passes: Sequence[int], reach: float = 0.0) -> int | No
 
     Of a pass that a controller avoids the clock would never learn that it has become cheap, nor of the pass over one
     token, with which all others are compared, while drafting pays. It is the round that tells most about what drafting
-    costs relative to none. `tried` then says how long it is to rest.
+    costs relative to none, for the time that it may lose. It is run a few times in a row, once `tried` says so.
     """
+    if belief.trying is not None:
+        return belief.trying
     if belief.given or belief.rest > 0 or len(passes) < 2:
         return None
     rounds = np.stack([ran(_round(k, passes), passes, reach) for k in (width - 1 for width in passes)])
@@ -118,13 +132,21 @@ def trial(belief: Belief, passes: Sequence[int], reach: float = 0.0) -> int | No
         return None
     learnt = (against @ belief.covariance @ relative.T) ** 2
     known = np.einsum("ri,ij,rj->r", relative, belief.covariance, relative) + _NOISE**2
-    return passes[int(np.argmax(np.sum(learnt / known, axis=0)))] - 1
+    lost = np.array([_lost(belief, passes, width - 1) for width in passes])
+    return passes[int(np.argmax(np.sum(learnt / known, axis=0) / lost))] - 1
 
 
 def tried(belief: Belief, passes: Sequence[int], drafts: int) -> Belief:
-    """Returns `belief` behind a trial: its drafts may all have been in vain, or it went without the tokens of some."""
-    lost = float(_round(drafts, passes) @ belief.seconds[:-1]) / float(belief.seconds[0]) - 1 if drafts else 1.0
-    return belief._replace(rest=max(lost, 0.0) / _TRYING)
+    """Returns `belief` while rounds of so many drafts are tried."""
+    if belief.trying is not None:
+        return belief
+    return belief._replace(trying=drafts, rest=_TRIES * _lost(belief, passes, drafts) / _TRYING)
+
+
+def _lost(belief: Belief, passes: Sequence[int], drafts: int) -> float:
+    """What a trial loses at most, in passes over one token: its drafts are all in vain, or a drafted token is missed."""
+    took = float(_round(drafts, passes) @ belief.seconds[:-1]) / float(belief.seconds[0])
+    return max(took - 1, 0.1) if drafts else 1.0
 
 
 def _round(drafts: int, passes: Sequence[int]) -> np.ndarray:

@@ -143,7 +143,7 @@ def timer(engine: Engine, compiled: Compiled, length: int) -> Timer:
         held[0] = jax.block_until_ready(state)
         seconds = time.perf_counter() - began
         counts, reach = clock.kinds(hosts.whole(held[0].clock)) - before, reach_of(compiled, start)
-        compiled.reached.add(reach)
+        compiled.reached |= _reached(plan, counts, reach)
         return seconds, clock.ran(counts, plan.passes, reach)
 
     return time_round
@@ -174,9 +174,9 @@ def _again(state: State, start: int, lacks: int, slots: int) -> State:
 
 
 def trial(engine: Engine, compiled: Compiled, reach: float) -> int | None:
-    """Returns how many drafts the next round should have, so that something is learnt; see `clock.trial`."""
+    """Returns how many drafts the next round should have, so that something is learnt; see `clock.trial`. Or None."""
     passes, belief = engine.programs.plan.passes, compiled.belief
-    if belief is None or hosts.several() or reach not in compiled.reached:
+    if belief is None or hosts.several():
         return None
     drafts = clock.trial(belief, passes, reach)
     if drafts is not None:
@@ -187,13 +187,20 @@ def trial(engine: Engine, compiled: Compiled, reach: float) -> int | None:
 def learn(engine: Engine, compiled: Compiled, counts: np.ndarray, reach: float, seconds: float) -> None:
     """Learns from a call that ran passes `counts` in `seconds`, behind texts that reach so far.
 
-    Several hosts, which must take the same steps, learn nothing.
+    The first call of each pass so far takes longer, so that it teaches nothing. Several hosts, which must take the same
+    steps, learn nothing at all.
     """
+    plan = engine.programs.plan
     if compiled.belief is None or hosts.several() or not counts.any():
         return
-    if reach in compiled.reached:
-        compiled.belief = clock.clocked(compiled.belief, clock.ran(counts, engine.programs.plan.passes, reach), seconds)
-    compiled.reached.add(reach)  # the first call takes longer
+    reached = _reached(plan, counts, reach)
+    if reached <= compiled.reached:
+        compiled.belief = clock.clocked(compiled.belief, clock.ran(counts, plan.passes, reach), seconds)
+    compiled.reached |= reached
+
+
+def _reached(plan: Plan, counts: np.ndarray, reach: float) -> set[tuple[float, int]]:
+    return {(reach, at) for at in range(len(plan.passes)) if counts[at]}
 
 
 def corrected(engine: Engine, compiled: Compiled, state: State, reach: float) -> State:

@@ -46,8 +46,8 @@ class Compiled:
 
     starts: prefills of one row, by the width of the prompt: a decoder has one, an encoder as many as were needed.
     vacant, insert, run: see `Programs`. costs: what the lookahead goes by: given, or measured and corrected. seconds:
-    spent compiling and measuring. belief: what passes take, by the clock; None where nobody asks. reached: how far its
-    loop has attended so far, see `clock.reach`.
+    spent compiling and measuring. belief: what passes take, by the clock; None where nobody asks. reached: how far the
+    passes of its loop have attended so far, see `clock.reach`, each with its place among the widths.
     """
 
     shapes: Shapes
@@ -58,7 +58,7 @@ class Compiled:
     costs: Costs
     seconds: float
     belief: Belief | None = None
-    reached: set[float] = dataclasses.field(default_factory=set)
+    reached: set[tuple[float, int]] = dataclasses.field(default_factory=set)
 
 
 class Engine(NamedTuple):

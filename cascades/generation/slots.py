@@ -171,15 +171,17 @@ class Slots:
         longest = max((session.length for session in self._sessions if session), default=0)
         reach = costs.reach_of(compiled, longest)
         self._state = costs.corrected(engine, compiled, self._state, reach)
-        trial = None if self._fresh else costs.trial(engine, compiled, reach)
-        count, self._fresh = rounds if trial is None and not self._fresh else 1, False
+        fresh, self._fresh = self._fresh, False
+        trial = None if fresh else costs.trial(engine, compiled, reach)
+        count = 1 if fresh or trial is not None else rounds
         began = time.perf_counter()
         forced = FREE if trial is None else trial
         self._state = engines.proceed(engine, compiled, self._state, self._stop, count, forced, eager)
         look = _Look.at(self._state)
         now = time.perf_counter()
         ran, self._ran = clock.kinds(look.clock) - self._ran, clock.kinds(look.clock)
-        costs.learn(engine, compiled, ran, reach, now - began)
+        if not fresh:  # a prompt was read in between: the first round finds no weights in the processor's caches
+            costs.learn(engine, compiled, ran, reach, now - began)
         for slot, session in enumerate(self._sessions):
             if session is None:
                 continue

@@ -193,10 +193,10 @@ def test_what_is_never_run_is_tried_until_it_is_known_and_takes_little_time(name
         taken, without = (of_rounds(np.asarray(each), widths)[[widths[-1] - 1]] for each in (belief.seconds, costs))
         errors.append(float(np.max(np.abs(taken / without - 1))))
         counts.append(len(tried))
-        assert tried[0] == (0 if k else widths[-1] - 1)
+        assert (0 if k else widths[-1] - 1) in tried[:12]
     assert np.median(errors) < 0.06, errors
     takes = of_rounds(np.asarray(costs), widths)
-    assert max(counts) * (1.0 if k else takes[-1] - 1) <= 0.02 * 600 * takes[k] + 1
+    assert max(counts) * (1.0 if k else takes[-1] - 1) <= 0.025 * 600 * takes[k]
 
 
 def test_what_is_known_or_given_is_not_tried():

@@ -206,7 +206,7 @@ def test_a_lookahead_that_is_told_has_the_costs_in_every_row_and_nothing_else_ch
     compiled = module.programs_for(engine, SHAPES, (1, 2, 3))
     state = engines.vacant(engine, compiled)
     ran, before = np.array([1.0, 1.0, 4.0, 0.0]), jax.tree.map(np.asarray, state.lookahead)
-    compiled.reached.add(0.0)
+    compiled.reached |= {(0.0, 0), (0.0, 1)}
     for _ in range(3):
         module.learn(engine, compiled, ran, 0.0, 2 * float(ran @ compiled.belief.seconds[:-1]))
     told = module.corrected(engine, compiled, state, 0.0)
