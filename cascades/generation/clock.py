@@ -144,7 +144,7 @@ def tried(belief: Belief, passes: Sequence[int], drafts: int) -> Belief:
 
 
 def _lost(belief: Belief, passes: Sequence[int], drafts: int) -> float:
-    """What a trial loses at most, in passes over one token: its drafts are all in vain, or a drafted token is missed."""
+    """What a trial may lose, in passes over one token: its drafts are all in vain, or it goes without one."""
     took = float(_round(drafts, passes) @ belief.seconds[:-1]) / float(belief.seconds[0])
     return max(took - 1, 0.1) if drafts else 1.0
 

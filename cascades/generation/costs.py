@@ -87,7 +87,8 @@ def measure_costs(plan: Plan, time_round: Timer, long: bool = False) -> tuple[np
     of the ratios of all repeats the medians count, so that nothing hangs on when the machine was busy.
     """
     each = trials(plan, long)
-    for trial in each:  # XLA on CPUs prepares products at their first call, and every model's memory is touched once
+    # XLA on CPUs prepares products at their first call, and every model's memory is touched once.
+    for trial in (*each, *(Trial(width - 1, long=True) for width in plan.passes if long)):
         time_round(trial)
     times: list[np.ndarray] = []
     ran = np.zeros((len(each), len(plan.passes) + 3))

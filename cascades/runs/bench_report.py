@@ -8,6 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cascades.runs import html_page
+
 Line = dict[str, Any]
 Cells = list[list[str]]
 
@@ -130,11 +132,8 @@ def page(lines: Sequence[Line]) -> str:
         sections.append(f"<h2>{titles[name]}</h2>\n<p>{html.escape(_NOTES[name])}</p>\n{_drawn(head, rows, bars)}")
         if bars:
             sections += [f"<p><b>{html.escape(sentence)}</b></p>" for sentence in explained(lines)]
-    return _PAGE.format(
-        title=html.escape(f"{lines[0]['drafter']} → {lines[0]['verifier']} on {lines[0]['processor']}"),
-        machine=html.escape(machine(lines)),
-        body="\n".join(sections),
-    )
+    title = f"{lines[0]['drafter']} → {lines[0]['verifier']} on {lines[0]['processor']}"
+    return html_page.page(title, [machine(lines)], "\n".join(sections))
 
 
 def _drawn(head: list[str], rows: Cells, shares: list[float] | None) -> str:
@@ -146,13 +145,8 @@ def _drawn(head: list[str], rows: Cells, shares: list[float] | None) -> str:
         if shares:
             width = 100 * min(shares[number], 1.0)
             cells += f'<td class="bar"><div style="width: {width:.1f}%"></div></td>'
-        body.append(f"<tr>{cells}</tr>")
-    top = "".join(f"<th>{html.escape(column)}</th>" for column in head)
-    return (
-        f'<div class="wide"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n'
-        + "\n".join(body)
-        + ("\n</tbody>\n</table></div>")
-    )
+        body.append(cells)
+    return html_page.table([f"<th>{html.escape(column)}</th>" for column in head], body)
 
 
 def _of(lines: Sequence[Line], *kinds: str) -> list[Line]:
@@ -170,28 +164,3 @@ def _ms(seconds: float) -> str:
 def _short(value: float) -> str:
     """Three figures, or all of those before the point."""
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #1f2328; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: right; padding: 0.25rem 0.7rem; border-bottom: 1px solid #d1d9e0; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; }}
-.bar {{ width: 14rem; padding-right: 0; }}
-.bar div {{ height: 0.8rem; background: #2da44e; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>{machine}</p>
-{body}
-</body>
-</html>
-"""

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from cascades.errors import UserError
 from cascades.evaluation.summary import VERIFIER, Row
+from cascades.runs import html_page
 
 # Title of a column, its form, and what it means.
 _COLUMNS = {
@@ -191,51 +192,13 @@ def page(rows: Sequence[Row], image: bytes, title: str, notes: Sequence[str]) ->
       rows: of the table. image: the plot as a PNG. notes: paragraphs of plain text under the title.
     """
     shown = columns(rows)
-    head = "".join(f'<th title="{html.escape(_COLUMNS[name][2])}">{_COLUMNS[name][0]}</th>' for name in shown)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(cells(row)[name])}</td>" for name in shown) + "</tr>" for row in rows
-    )
+    head = [f'<th title="{html.escape(_COLUMNS[name][2])}">{_COLUMNS[name][0]}</th>' for name in shown]
+    body = ["".join(f"<td>{html.escape(cells(row)[name])}</td>" for name in shown) for row in rows]
     meanings = "".join(f"<dt>{_COLUMNS[name][0]}</dt><dd>{html.escape(_COLUMNS[name][2])}</dd>" for name in shown)
-    return _PAGE.format(
-        title=html.escape(title),
-        notes="".join(f"<p>{html.escape(note)}</p>" for note in notes),
-        image=base64.b64encode(image).decode(),
-        head=head,
-        body=body,
-        meanings=meanings,
+    picture = f"data:image/png;base64,{base64.b64encode(image).decode()}"
+    return html_page.page(
+        title,
+        notes,
+        f'<img alt="Speed and tokens per verifier call against the threshold, by rule" src="{picture}">\n'
+        f"{html_page.table(head, body)}\n<h2>Columns</h2>\n<dl>{meanings}</dl>",
     )
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #1f2328; }}
-img {{ max-width: 100%; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: right; padding: 0.25rem 0.7rem; border-bottom: 1px solid #d1d9e0; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; }}
-dl {{ display: grid; grid-template-columns: max-content auto; gap: 0.2rem 1rem; font-size: 0.9rem; }}
-dt {{ font-weight: 600; }}
-dd {{ margin: 0; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{notes}
-<img alt="Speed and tokens per verifier call against the threshold, by rule" src="data:image/png;base64,{image}">
-<div class="wide"><table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table></div>
-<h2>Columns</h2>
-<dl>{meanings}</dl>
-</body>
-</html>
-"""
