@@ -112,11 +112,8 @@ def _start(
     verifier_cache = plan.verifier.prefill(verifier_params, fed, held, verifier_cache)
     if plan.drafter:
         drafter, room = plan.drafter, min(width, slots, plan.drafter.context_length)
-        # A drafter that is not asked at first reads the prompt when it is: its first draft catches up.
-        _, length, _ = plan.lookahead.propose(lookahead, jnp.zeros_like(held), None)
-        asked = jnp.any(length > 0) | (plan.bonus == "target")
-        asked |= drafter.start is not None  # an encoder reads all of it at once
-        asked &= jnp.any(request.length < drafter.context_length)
+        # Also of a row that does not draft at first: sooner or later it tries, and would catch up in many short passes.
+        fits = jnp.any(request.length < drafter.context_length)
         given = ()
         if drafter.feature_width is not None:
             given = (before(verifier_cache.features, jnp.zeros_like(held), room),)
@@ -124,7 +121,7 @@ def _start(
         def read(cache):
             return drafter.prefill(drafter_params, fed[:, :room], jnp.minimum(held, room), cache, *given)
 
-        drafter_cache = run_if(asked, read, drafter_cache)
+        drafter_cache = run_if(fits, read, drafter_cache)
     request = request._replace(tokens=jnp.pad(request.tokens, ((0, 0), (0, slots - width))))
     return placed(_state(plan, request, lookahead, verifier_cache, drafter_cache), plan.layout)
 

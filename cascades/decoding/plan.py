@@ -24,8 +24,8 @@ class Plan(NamedTuple):
     alone: the origin of tokens where nothing drafts. layout: where the verifier lives; None is one device.
     together: whether rows decide as one how long drafts are, as they wait for the longest; then a row's depend on who
     sits beside it.
-    widths: tokens of the verifier passes that are compiled, see `passes`. catch_up: tokens of the pass by which a
-    drafter reads what it has missed. Each of them is one more copy of a model in the program.
+    widths: tokens of the verifier passes that are compiled, see `passes`. Each of them is one more copy of it in the
+    program.
     """
 
     verifier: Model
@@ -42,12 +42,20 @@ class Plan(NamedTuple):
     lookup: LookUp | None = None
     together: bool = False
     widths: tuple[int, ...] = ()
-    catch_up: int = 8
 
     @property
     def longest(self) -> int:
         """Longest draft; 0 where nothing drafts."""
         return self.k_max if self.drafter or self.lookup else 0
+
+    @property
+    def catch_up(self) -> int:
+        """Tokens of the pass by which a drafter reads what it has missed, mostly fewer than `k_max` + 1 of them.
+
+        For a model of its own 16 cost no more than 8, as it waits for its weights: a drafter that was not asked for a
+        while has missed many. One that reads features has so few weights that they do.
+        """
+        return 8 if self.drafter is None or self.drafter.feature_width is not None else 16
 
     @property
     def passes(self) -> tuple[int, ...]:

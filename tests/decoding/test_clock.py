@@ -14,9 +14,10 @@ from cascades.lookahead import fixed
 from cascades.testing import table_model
 
 K_MAX = 4
+CATCH_UP = 16
 WIDTHS = (1, 3, 5)
-CASE = crowd(new=60, rule="lossless", temperature=1.0)[3]
-LENGTHS = [4, 1, 3, 2, 4, *[0] * 9, 3, 4, *[0] * 7, 2, 1, 1, 4]  # behind idle rounds the drafter lacks a pass or two
+CASE = crowd(new=80, rule="lossless", temperature=1.0)[3]
+LENGTHS = [4, 1, 3, 2, 4, *[0] * 18, 3, 4, *[0] * 7, 2, 1, 1, 4]  # behind idle rounds the drafter lacks a pass or two
 
 
 @functools.cache
@@ -40,7 +41,7 @@ def needed(lag: int, scores: int) -> tuple[int, int]:
     """Drafter passes of one token, and of more, of a row that lacks `lag` tokens and scores so many positions."""
     catch_ups = 0
     while scores and lag >= 2:
-        lag -= lag if lag <= 8 else min(lag - 1, 8)
+        lag -= lag if lag <= CATCH_UP else min(lag - 1, CATCH_UP)
         catch_ups += 1
     return max(scores - 1, 0) + (scores > 0 and lag == 1), catch_ups
 
@@ -61,9 +62,9 @@ def test_every_pass_is_counted_once(bonus):
         passes[next(at for at, width in enumerate(WIDTHS) if width > k)] += 1
         assert counted(state)[1:] == (steps, catch_ups)
         np.testing.assert_array_equal(counted(state)[0], passes)
-    assert passes.min() > 0 and steps > 0
+    assert passes.min() > 0 and steps > 0 and setup.programs.plan.catch_up == CATCH_UP
     if bonus == "verifier":  # the other scores a position in every round, and lacks nothing but the last token
-        assert max(lags) > 9 and catch_ups > 1
+        assert max(lags) > CATCH_UP + 1 and catch_ups > 1
     assert passes.sum() == int(state.info.verifier_calls[0]) == len(LENGTHS)
     # A step that scores reads by a pass of its own, or by the last of those that catch up.
     alone = sum(needed(lag, 1)[1] - (needed(lag, 1)[0] == 0) for lag, k in zip(lags, LENGTHS, strict=True) if k)
