@@ -45,17 +45,22 @@ def programs_for(engine: Engine, shapes: Shapes, ids: tuple[int, ...]) -> Compil
             compiled.belief = clock.given(compiled.costs, plan.passes)
         elif plan.lookahead.timed:
             began = time.perf_counter()
-            compiled.belief = memory.recall(engine, compiled) or _measured(engine, compiled, len(ids))
+            compiled.belief = _believed(engine, compiled, len(ids))
             compiled.costs = clock.costs(compiled.belief, plan.passes, reach_of(compiled, len(ids)))
             compiled.seconds += time.perf_counter() - began
     return compiled
 
 
-def _measured(engine: Engine, compiled: Compiled, length: int) -> clock.Belief:
-    fewest = attended(1, compiled.shapes.slots)
+def _believed(engine: Engine, compiled: Compiled, length: int) -> clock.Belief:
+    """What an earlier run knew of passes, or what is measured; either way each pass has run once behind it."""
+    plan, fewest = engine.programs.plan, attended(1, compiled.shapes.slots)
     short = min(length, _room(engine, compiled, fewest))  # where passes attend to the fewest slots
     long = _room(engine, compiled, compiled.shapes.slots) > fewest
-    seconds, call = measure_costs(engine.programs.plan, timer(engine, compiled, short), long)
+    time_round, known = timer(engine, compiled, short), memory.recall(engine, compiled)
+    warm_up(plan, time_round, long)
+    if known is not None:
+        return known
+    seconds, call = measure_costs(plan, time_round, long)
     *agreed, call = np.asarray(hosts.agreed(np.append(seconds, call).astype(np.float32)), np.float64).tolist()
     return clock.measured(np.asarray(agreed), call)
 
@@ -80,16 +85,23 @@ def trials(plan: Plan, long: bool = False) -> list[Trial]:
     return [Trial(0, rounds=0), *(Trial(width - 1) for width in plan.passes), *step, Trial(low, 2), *far]
 
 
+def warm_up(plan: Plan, time_round: Timer, long: bool = False) -> None:
+    """Runs each pass once: XLA on CPUs prepares products at their first call, and memory is touched for the first time.
+
+    The first request would wait for it otherwise.
+    """
+    for trial in (*trials(plan, long), *(Trial(width - 1, long=True) for width in plan.passes if long)):
+        time_round(trial)
+
+
 def measure_costs(plan: Plan, time_round: Timer, long: bool = False) -> tuple[np.ndarray, float]:
     """Returns the seconds of each kind of pass, see `clock.ran`, and of a call without any, by timing rounds in turn.
 
     Each repeat takes all of them, in turn from the first to the last and back. They are compared within a repeat, and
-    of the ratios of all repeats the medians count, so that nothing hangs on when the machine was busy.
+    of the ratios of all repeats the medians count, so that nothing hangs on when the machine was busy. `warm_up` is to
+    come before.
     """
     each = trials(plan, long)
-    # XLA on CPUs prepares products at their first call, and every model's memory is touched once.
-    for trial in (*each, *(Trial(width - 1, long=True) for width in plan.passes if long)):
-        time_round(trial)
     times: list[np.ndarray] = []
     ran = np.zeros((len(each), len(plan.passes) + 3))
     while len(times) < _FEWEST or (len(times) < _REPEATS and np.sum(times) < _BUDGET):

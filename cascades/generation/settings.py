@@ -33,7 +33,7 @@ class Settings:
     batch_size: requests that are decoded together. stop: strings that end an answer, or one. ignore_eos: for
       benchmarks.
     costs: for the lookahead, see `given_costs`: (c, (v_0, …, v_k_max)), and if need be what the drafter takes to catch
-      up. They stay as they are, so that a run repeats; None measures them at start-up, and corrects them while it runs.
+      up. They stay as they are, so that a run repeats; None measures or recalls them, and corrects them by the clock.
 
     Raises:
       UserError: a knob with a value that it cannot have.

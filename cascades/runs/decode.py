@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from cascades import hosts, rules
+from cascades.checkpoints import cache_directory
 from cascades.errors import UserError
 from cascades.generation import (
     Engine,
@@ -97,7 +98,8 @@ def decode(
     for remark in loaded.verifier.tokenizer.remarks:
         err.print(f"note: {remark}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     each_slot = -(-len(entries) // settings.batch_size) * settings.max_new_tokens
-    engine = build(loaded, settings, None if interactive or settings.costs else each_slot)
+    each_slot = None if interactive or settings.costs else each_slot
+    engine = build(loaded, settings, each_slot, memory=cache_directory() / "learnt")
     requests: dict[int, Query] = {}
     for place, entry in enumerate(entries):
         if isinstance(entry, Bad):

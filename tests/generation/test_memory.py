@@ -51,7 +51,11 @@ def test_the_next_run_begins_with_what_was_learnt_and_measures_nothing(pair, kep
     engine = engine_of(pair, folder)
     compiled = costs.programs_for(engine, SHAPES, (1, 2, 3))
     np.testing.assert_array_equal(compiled.belief.seconds, clock.in_order(before))
-    assert compiled.belief.call == before.call and not compiled.belief.given and not compiled.reached
+    assert compiled.belief.call == before.call and not compiled.belief.given
+    assert {at for _, at in compiled.reached} == {
+        0,
+        1,
+    }  # each pass has run once: the first request need not wait for it
     for old, new in zip(jax.tree.leaves(first.learnt[0]), jax.tree.leaves(engine.learnt[0]), strict=True):
         np.testing.assert_array_equal(old, new)
         assert old.dtype == new.dtype
@@ -111,3 +115,19 @@ def test_given_costs_are_neither_kept_nor_overruled(pair, kept, tmp_path):
 def test_a_folder_that_cannot_be_written_costs_the_answers_nothing(pair, tmp_path):
     (tmp_path / "file").write_text("")
     assert all(each.error is None for each in answers(engine_of(pair, tmp_path / "file" / "learnt")))
+
+
+def test_decode_keeps_what_it_learnt_for_its_next_run(tiny_files, tmp_path, monkeypatch):
+    monkeypatch.setenv("CASCADES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("cascades.runs.decode.compilation_cache", lambda: None)  # it outlives a test
+    knobs = tiny.pair(tiny_files, COSTS=None, K_MAX=2, MAX_NEW_TOKENS=16, IGNORE_EOS=True)
+    texts = ("--prompt=the quick", "--prompt=a small model")
+    assert tiny.launch(*knobs, *texts, f"--output={tmp_path}/first.jsonl") == 0
+    (file,) = (tmp_path / "cache" / "learnt").iterdir()
+    unmeasured(monkeypatch)
+    assert tiny.launch(*knobs, *texts, f"--output={tmp_path}/second.jsonl") == 0
+    first, second = (tiny.lines(tmp_path / f"{name}.jsonl") for name in ("first", "second"))
+    assert {line["prompt"]: line["token_ids"] for line in first} == {
+        line["prompt"]: line["token_ids"] for line in second
+    }
+    assert json.loads(file.read_text())["seconds"]
