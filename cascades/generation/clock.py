@@ -21,8 +21,8 @@ _UNKNOWN = 1e2  # spread of a scale of which nothing is known
 _SURE = 0.05  # a round known so well, relative to a pass over one token, is not tried to learn more
 _TRYING = 0.01  # most of the time that such rounds may take
 _TRIES = 3  # of which the median counts: a single round is easily disturbed
-_REST = 16.0  # passes over one token until the first: what runs anyway comes first
-_SPAN = 512  # slots that a pass over a short text attends to
+_REST = 100.0  # passes over one token until the first: what runs anyway comes first, and a short run needs none
+_SPAN = 512  # slots that a pass over a short text attends to, the least of `attention.attended`
 
 
 class Belief(NamedTuple):
