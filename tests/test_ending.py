@@ -109,7 +109,7 @@ def test_a_signal_within_a_callback_is_not_lost(number):
         if signals:
             os.kill(os.getpid(), signals.pop())
 
-    hook = sys.unraisablehook
+    hook, before = sys.unraisablehook, signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup ignores it
     gc.callbacks.append(callback)
     try:
         with pytest.raises(SystemExit) as stop, ending.told():
@@ -118,6 +118,7 @@ def test_a_signal_within_a_callback_is_not_lost(number):
                 gc.collect()
     finally:
         gc.callbacks.remove(callback)
+        signal.signal(signal.SIGINT, before)
     assert stop.value.code == expected and not signals
     assert sys.unraisablehook is hook
 
