@@ -171,8 +171,10 @@ def _terminations() -> Iterator[None]:
         # Later, and by another thread, as the main thread is still inside of the callback.
         again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
         again.daemon = True
+        waiting.append(again)
         again.start()
 
+    waiting: list[threading.Timer] = []
     hook, sys.unraisablehook = sys.unraisablehook, report
     before, pipe = signal.signal(signal.SIGTERM, note), signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(target=_insist, args=(reader,), daemon=True)
@@ -183,6 +185,9 @@ def _terminations() -> Iterator[None]:
         signal.set_wakeup_fd(pipe)
         signal.signal(signal.SIGTERM, before)
         sys.unraisablehook = hook
+        for again in waiting:  # the run has ended: nobody is left to tell
+            again.cancel()
+            again.join()
         os.close(writer)
         _handled.set()
         thread.join()
