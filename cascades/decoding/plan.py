@@ -52,8 +52,8 @@ class Plan(NamedTuple):
     def catch_up(self) -> int:
         """Tokens of the pass by which a drafter reads what it has missed, mostly fewer than `k_max` + 1 of them.
 
-        For a model of its own 16 cost no more than 8, as it waits for its weights: a drafter that was not asked for a
-        while has missed many. One that reads features has so few weights that they do.
+        A drafter that was not asked for a while has missed many. Of one row, 16 cost a model of its own no more than 8,
+        as it waits for its weights; one that reads features has so few weights that they do.
         """
         return 8 if self.drafter is None or self.drafter.feature_width is not None else 16
 

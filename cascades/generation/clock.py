@@ -105,8 +105,8 @@ def clocked(belief: Belief, ran: np.ndarray, seconds: float) -> Belief:
     toward = covariance @ ran
     gain = toward / (ran @ toward + noise)
     least = np.where(np.arange(len(mean)) < len(mean) - 3, 1e-3 * mean, 0.0)  # a drafter may cost nothing
-    rest = np.eye(len(mean)) - np.outer(gain, ran)
-    covariance = rest @ covariance @ rest.T + noise * np.outer(gain, gain)
+    kept = np.eye(len(mean)) - np.outer(gain, ran)
+    covariance = kept @ covariance @ kept.T + noise * np.outer(gain, gain)
     mean = np.maximum(mean + gain * off, least)
     unit = float(mean[0]) if belief.unit is None else belief.unit ** (1 - _SMOOTH) * float(mean[0]) ** _SMOOTH
     rest = max(belief.rest - seconds / float(mean[0]), 0.0)
