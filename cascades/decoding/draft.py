@@ -217,7 +217,8 @@ def draft(
 
     def turn(now: Drafting) -> Drafting:
         late = rows & (now.index == 0)
-        said, cache, missed = catch_up(model, params, state, late, now.said, now.cache, plan.catch_up)
+        width = plan.catch_up(late.shape[0])
+        said, cache, missed = catch_up(model, params, state, late, now.said, now.cache, width)
         due = (now.index > 0) | jnp.any(late & (cache.length < state.length))
         steps = now.clock.steps + due.astype(jnp.int32)
         clock = now.clock._replace(steps=steps, catch_ups=now.clock.catch_ups + missed)

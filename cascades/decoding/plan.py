@@ -48,14 +48,14 @@ class Plan(NamedTuple):
         """Longest draft; 0 where nothing drafts."""
         return self.k_max if self.drafter or self.lookup else 0
 
-    @property
-    def catch_up(self) -> int:
+    def catch_up(self, rows: int) -> int:
         """Tokens of the pass by which a drafter reads what it has missed, mostly fewer than `k_max` + 1 of them.
 
         A drafter that was not asked for a while has missed many. Of one row, 16 cost a model of its own no more than 8,
-        as it waits for its weights; one that reads features has so few weights that they do.
+        as it waits for its weights; of several rows they do on CPUs, and of one that reads features, as it has few.
         """
-        return 8 if self.drafter is None or self.drafter.feature_width is not None else 16
+        waits = self.drafter is not None and self.drafter.feature_width is None and rows == 1
+        return 16 if waits else 8
 
     @property
     def passes(self) -> tuple[int, ...]:

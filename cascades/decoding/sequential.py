@@ -51,7 +51,7 @@ def advance_sequential(
     defer = running & (silent | (share > 0.5))
 
     cache = state.verifier_cache
-    for width in (plan.catch_up, 1):
+    for width in (plan.catch_up(running.shape[0]), 1):
         said, cache, _ = catch_up(plan.verifier, verifier_params, state, defer, said, cache, width)
     logits = jnp.where(defer[:, None], said.logits, q_logits)
     normalizer = log_normalizer(logits)

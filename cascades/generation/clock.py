@@ -7,6 +7,7 @@ import numpy as np
 
 from cascades.decoding import Clock
 from cascades.lookahead import Costs, given_costs
+from cascades.models.attention import LEAST_SPAN
 
 _NOISE = 0.05  # of a clocked call, relative to what it takes; this and the following are standard deviations
 _SCALE_FIRST = 0.6  # of all costs together, at first
@@ -22,7 +23,7 @@ _SURE = 0.05  # a round known so well, relative to a pass over one token, is not
 _TRYING = 0.01  # most of the time that such rounds may take
 _TRIES = 3  # of which the median counts: a single round is easily disturbed
 _REST = 100.0  # passes over one token until the first: what runs anyway comes first, and a short run needs none
-_SPAN = 512  # slots that a pass over a short text attends to, the least of `attention.attended`
+OTHERS = 3  # kinds behind the passes of each width, see `ran`: drafter steps, passes that catch up, attention further
 
 
 class Belief(NamedTuple):
@@ -52,7 +53,7 @@ def kinds(clock: Clock) -> np.ndarray:
 
 def reach(slots: int) -> float:
     """Returns by how many times 512 slots a pass attends to more than the first 512."""
-    return max(slots / _SPAN - 1, 0.0)
+    return max(slots / LEAST_SPAN - 1, 0.0)
 
 
 def ran(counts: np.ndarray, passes: Sequence[int], reach: float) -> np.ndarray:
@@ -104,7 +105,7 @@ def clocked(belief: Belief, ran: np.ndarray, seconds: float) -> Belief:
         covariance = covariance + missing / expected**2 * np.outer(mean, mean)
     toward = covariance @ ran
     gain = toward / (ran @ toward + noise)
-    least = np.where(np.arange(len(mean)) < len(mean) - 3, 1e-3 * mean, 0.0)  # a drafter may cost nothing
+    least = np.where(np.arange(len(mean)) < len(mean) - OTHERS, 1e-3 * mean, 0.0)  # a drafter may cost nothing
     kept = np.eye(len(mean)) - np.outer(gain, ran)
     covariance = kept @ covariance @ kept.T + noise * np.outer(gain, gain)
     mean = np.maximum(mean + gain * off, least)
@@ -171,7 +172,7 @@ def in_order(belief: Belief) -> np.ndarray:
     Of two that seem to, the mean is taken, each weighted by how well it is known. One that is believed to be dear is
     never run; if a wider one then turns out to be cheaper, it is the other that was wrong.
     """
-    widths = len(belief.seconds) - 3
+    widths = len(belief.seconds) - OTHERS
     known = 1 / np.maximum(np.diag(belief.covariance)[:widths], 1e-30)
     return np.append(rising(belief.seconds[:widths], known), belief.seconds[widths:])
 

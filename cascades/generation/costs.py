@@ -18,6 +18,7 @@ from cascades.typing import Array
 
 _REPEATS = 5  # a disturbance that begins and ends tears two of them at most, and three others tell what is so
 _FEWEST, _BUDGET = 3, 2.0  # seconds, of a newcomer's first command: then three have to do, and the clock does the rest
+_MOST_OF_A_ROUND = 0.9  # that a call takes besides its passes: more is noise, and passes take some time
 _WORTH_TELLING = 0.01  # by how much a round's cost has to differ before the lookahead is told
 
 Timer = Callable[["Trial"], tuple[float, np.ndarray]]
@@ -75,12 +76,12 @@ def trials(plan: Plan, long: bool = False) -> list[Trial]:
 
     The longest draft of each width; of the width that holds the most lengths the shortest too, which differs from the
     longest by drafter steps alone; and that once more behind a token that the drafter had missed. Where no width holds
-    two lengths (drafts of one token), a drafter step is what reads the last of one token more than a pass catches up
-    with: the round's other passes are those of the round before. If `long`, the longest draft behind a long text too.
+    two lengths (drafts of one token), a drafter step is what reads the last of one token more than one or two passes
+    catch up with. If `long`, the longest draft behind a long text too.
     """
     spans = list(zip((0, *plan.passes), plan.passes, strict=False))
     low, high = max(((below, width - 1) for below, width in spans[1:]), key=lambda span: span[1] - span[0])
-    step = [Trial(low)] if low < high else [Trial(high, plan.catch_up + 1)]
+    step = [Trial(low)] if low < high else [Trial(high, plan.catch_up(1) + 1)]
     far = [Trial(plan.k_max, long=True)] if long else []
     return [Trial(0, rounds=0), *(Trial(width - 1) for width in plan.passes), *step, Trial(low, 2), *far]
 
@@ -103,7 +104,7 @@ def measure_costs(plan: Plan, time_round: Timer, long: bool = False) -> tuple[np
     """
     each = trials(plan, long)
     times: list[np.ndarray] = []
-    ran = np.zeros((len(each), len(plan.passes) + 3))
+    ran = np.zeros((len(each), len(plan.passes) + clock.OTHERS))
     most = _FEWEST if hosts.several() else _REPEATS  # hosts whose clocks differ must run the same
     while len(times) < _FEWEST or (len(times) < most and np.sum(times) < _BUDGET):
         times.append(np.zeros(len(each)))
@@ -113,6 +114,7 @@ def measure_costs(plan: Plan, time_round: Timer, long: bool = False) -> tuple[np
     seconds = np.stack(times)
     scale = np.median(seconds, axis=1, keepdims=True)
     call, *took = (np.median(seconds / scale, axis=0) * np.median(scale)).tolist()
+    call = min(call, _MOST_OF_A_ROUND * min(took))
     return _of_passes(np.asarray(took) - call, ran[1:]), call
 
 
@@ -122,13 +124,13 @@ def _of_passes(took: np.ndarray, ran: np.ndarray) -> np.ndarray:
     Args:
       took: of each trial. ran: passes of each kind, by trial.
     """
-    widths = ran.shape[1] - 3
+    widths = ran.shape[1] - clock.OTHERS
     *_, draft, catch_up, further = np.linalg.lstsq(ran, took, rcond=None)[0]
-    more = ran[1:widths, -3] - ran[0, -3]
+    more = ran[1:widths, widths] - ran[0, widths]
     # What the noise says beyond this would make a wide pass cheaper than a narrow one.
     most = min(((took[1:widths] - took[0]) / np.maximum(more, 1)).tolist(), default=np.inf)
     draft, catch_up = float(np.clip(draft, 0.0, max(most, 0.0))), max(float(catch_up), 0.0)
-    verify = clock.rising(took[:widths] - ran[:widths, -3:-1] @ [draft, catch_up], np.ones(widths))
+    verify = clock.rising(took[:widths] - ran[:widths, widths:-1] @ [draft, catch_up], np.ones(widths))
     return np.array([*np.maximum(verify, 0.01 * took[0]), draft, catch_up, max(float(further), 0.0)])
 
 

@@ -48,10 +48,12 @@ def recall(engine: Engine, compiled: Compiled) -> clock.Belief | None:
         learnt = [np.asarray(values, leaf.dtype) for values, leaf in zip(told["learnt"], like, strict=True)]
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
-    fits = len(seconds) == len(plan.passes) + 3 and [leaf.shape for leaf in learnt] == [leaf.shape for leaf in like]
-    if not fits or not all(bool(np.all(np.isfinite(each))) for each in (seconds, call, *learnt)):
+    shapes = [leaf.shape for leaf in learnt] == [leaf.shape for leaf in like]
+    if not shapes or len(seconds) != len(plan.passes) + clock.OTHERS:
         return None
-    if not (min(*seconds, call) >= 0 and min(seconds[:-3]) > 0):
+    if not all(bool(np.all(np.isfinite(each))) for each in (seconds, call, *learnt)):
+        return None
+    if not (min(*seconds, call) >= 0 and min(seconds[: -clock.OTHERS]) > 0):
         return None
     if learnt and not engine.learnt:
         engine.learnt[:] = [jax.tree.unflatten(shape, learnt)]

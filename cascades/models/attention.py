@@ -16,7 +16,8 @@ from cascades.typing import Array, Bool, Float, Int
 
 CACHE = ("batch", "kv_heads", None, None)
 
-_SPANS = (512, 2048, 8192)  # slots that CPUs attend to at most, if the longest row allows
+LEAST_SPAN = 512
+_SPANS = (LEAST_SPAN, 2048, 8192)  # slots that CPUs attend to at most, if the longest row allows
 _SPANS_OF_A_CHUNK = (128, *_SPANS)  # of a prompt, where attention weighs more
 _SELECTED_TOKENS = 16  # up to so many are written by selects, where a scatter would go through copies
 
