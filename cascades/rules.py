@@ -8,7 +8,7 @@ greedily; total variation and the mass inside pi use the SCALED ones, which are 
 
 Sources: Narasimhan et al., "Faster Cascades via Speculative Decoding", ICLR 2025, arXiv 2405.19261 (equation
 numbers as in the authors' notebook, where alpha is called `lenience`); Leviathan et al. 2023 (lossy); Kim et al.
-2023 (BiLD).
+2023 (BiLD); Cai et al. 2024, arXiv 2401.10774 (typical acceptance); Hao and Mou 2026, arXiv 2604.04987 (Cactus).
 """
 
 import inspect
@@ -34,6 +34,8 @@ __all__ = [
     "token_v3",
     "lossy",
     "bild",
+    "typical",
+    "cactus",
 ]
 
 
@@ -130,11 +132,7 @@ def lossy(pair: Pair, alpha: Float[Array, "*b"], beta: float = 1.0) -> Target:
     """
     slack = (1.0 - alpha)[..., None]
     kept = jnp.where(pair.p >= slack * pair.q, pair.q, pair.p / jnp.maximum(slack, jnp.finfo(jnp.float32).tiny))
-    rejected = jnp.maximum(1.0 - jnp.sum(kept, axis=-1), 0.0)
-    rest = jnp.maximum(pair.p / beta - pair.q, 0.0)
-    mass = jnp.sum(rest, axis=-1, keepdims=True)
-    rest = jnp.where(mass > 0, rest / jnp.where(mass > 0, mass, 1.0), pair.p)
-    return Target(kept + rejected[..., None] * rest, rejected)
+    return _corrected(pair, kept, jnp.maximum(pair.p / beta - pair.q, 0.0))
 
 
 def bild(pair: Pair, alpha: Float[Array, "*b"]) -> Target:
@@ -144,6 +142,29 @@ def bild(pair: Pair, alpha: Float[Array, "*b"]) -> Target:
     """
     best = argmax(pair.q_raw)
     return _position(pair, -jnp.log(at(pair.p_raw, best)) > alpha)
+
+
+def typical(pair: Pair, alpha: Float[Array, "*b"], delta: float | None = None) -> Target:
+    """Medusa's typical acceptance: keeps tokens with p(v) > min(eps, delta exp(-H(p))), where eps = 1 - alpha.
+
+    alpha from 0 to 1 (drafter only), so that it grows with lenience as elsewhere: Medusa's usual eps of 0.09 is 0.91.
+    delta None is sqrt(eps), as there. Nowhere lossless.
+    """
+    eps = 1.0 - alpha
+    least = jnp.minimum(eps, (jnp.sqrt(eps) if delta is None else delta) * jnp.exp(-entropy(pair.p_raw)))
+    return _token(pair, pair.p_raw > least[..., None])
+
+
+def cactus(pair: Pair, alpha: Float[Array, "*b"]) -> Target:
+    """Cactus: accept with min(1, h / q), h = min(1, p + sqrt(2 alpha p (1 - p))), residual norm(max(0, h - q)).
+
+    alpha bounds how far from p the law of a token may be (the paper's delta), from 0 (lossless) to inf. Greedy rows are
+    lossless at any alpha, as their p is 0 or 1.
+    """
+    spread = 2.0 * pair.p * (1.0 - pair.p)
+    spread = jnp.where(spread > 0, alpha[..., None] * spread, 0.0)  # an infinite alpha times 0 would be NaN
+    h = jnp.minimum(pair.p + jnp.sqrt(spread), 1.0)
+    return _corrected(pair, jnp.minimum(pair.q, h), jnp.maximum(h - pair.q, 0.0))
 
 
 ALPHA_RANGE: dict[Callable, tuple[float, float]] = {
@@ -159,11 +180,13 @@ ALPHA_RANGE: dict[Callable, tuple[float, float]] = {
     token_v3: (0.0, 1.0),
     lossy: (0.0, 1.0),
     bild: (0.0, math.inf),
+    typical: (0.0, 1.0),
+    cactus: (0.0, math.inf),
 }
 """Where alpha may lie, ends included. A rule of one's own is not in it: any number but NaN is taken."""
 
 
-_SEES_VERIFIER_ALONE = (lossless, token_v2, token_v3)
+_SEES_VERIFIER_ALONE = (lossless, token_v2, token_v3, typical)
 
 
 def plain(rule: Callable) -> Callable:
@@ -191,6 +214,14 @@ def _disagreement(pair: Pair, alpha: Float[Array, "*b"]) -> Float[Array, "*b"]:
 def _position(pair: Pair, defer: Bool[Array, "*b"]) -> Target:
     """r = 1: the verifier's distribution; r = 0: the drafter's."""
     return Target(jnp.where(defer[..., None], pair.p, pair.q), defer.astype(jnp.float32))
+
+
+def _corrected(pair: Pair, kept: Float[Array, "*b v"], rest: Float[Array, "*b v"]) -> Target:
+    """pi = what is kept of q, and the mass that is rejected spread as `rest` is, over p where nothing is left of it."""
+    rejected = jnp.maximum(1.0 - jnp.sum(kept, axis=-1), 0.0)
+    mass = jnp.sum(rest, axis=-1, keepdims=True)
+    rest = jnp.where(mass > 0, rest / jnp.where(mass > 0, mass, 1.0), pair.p)
+    return Target(kept + rejected[..., None] * rest, rejected)
 
 
 def _token(pair: Pair, acceptable: Bool[Array, "*b v"]) -> Target:

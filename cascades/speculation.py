@@ -130,6 +130,7 @@ def judge(
     bonus: Bonus,
     scored: Bool[Array, " b"] | None = None,
     found: Bool[Array, "b k"] | None = None,
+    strict: Int[Array, " b"] | None = None,
 ) -> Block:
     """Decides a block: `keep`, then `conclude`.
 
@@ -155,11 +156,13 @@ def judge(
       scored: `[b]`, rows of which the drafter scored that token, all if None. With `bonus='target'` it follows the
         verifier's own law in the others: where there is no q, pi = p, whatever the rule is.
       found: `[b, k]`, drafts that a look-up found; None where there is no look-up.
+      strict: int32 `[b]`, leading positions of the block at which the target is the verifier's own law, whatever the
+        rule is; None is none.
     """
     given = keys, rules, choice, alpha, sampling, coupling
-    kept = keep(drafts, lengths, q_logits, p_logits, *given, found)
+    kept = keep(drafts, lengths, q_logits, p_logits, *given, found, strict)
     reads = drafts.shape[1] > 0 or bonus == "target"
-    return conclude(kept, drafts, lengths, q_logits if reads else None, *given, bonus, scored, found)
+    return conclude(kept, drafts, lengths, q_logits if reads else None, *given, bonus, scored, found, strict)
 
 
 def keep(
@@ -174,6 +177,7 @@ def keep(
     sampling: Sampling,
     coupling: Coupling,
     found: Bool[Array, "b k"] | None = None,
+    strict: Int[Array, " b"] | None = None,
 ) -> Kept:
     """Decides which drafts of a block are kept; for the arguments see `judge`.
 
@@ -183,13 +187,15 @@ def keep(
     if not count:
         none = jnp.zeros(drafts.shape, jnp.float32)
         return Kept(jnp.zeros_like(lengths), none > 0, none, none, none, p_logits[:, 0])
+    column = jnp.arange(count, dtype=jnp.int32)[None, :]
+    bound = None if strict is None else column < strict[:, None]
 
     def decide(rule: Rule):
         p = p_logits[:, :count]
         pair = pair_of(p if q_logits is None else q_logits[:, :count], p, _broadcast(sampling, count))
         if found is not None:
             pair = drawn_from(pair, drafts, found)
-        pi, defer = target(rule, pair, jnp.broadcast_to(alpha[:, None], drafts.shape), found)
+        pi, defer = target(rule, pair, jnp.broadcast_to(alpha[:, None], drafts.shape), found, bound)
         if coupling == "maximal":
             q_x = at(pair.q, drafts)
             u = uniform(keys.accept)
@@ -198,12 +204,11 @@ def keep(
         else:
             kept = draw(pi, keys.token[:, :count]) == drafts
             lossless = draw(pair.p, keys.token[:, :count]) == drafts
-        return kept, lossless, _expected(rule, pair, alpha, sampling, found), defer
+        return kept, lossless, _expected(rule, pair, alpha, sampling, found, bound), defer
 
     kept, lossless, expected, defer = by_rule(rules, choice, decide)
     normalizer = log_normalizer(p_logits[:, :count])
     sound = jnp.isfinite(normalizer)
-    column = jnp.arange(count, dtype=jnp.int32)[None, :]
     accepted = jnp.min(jnp.where(kept & sound & (column < lengths[:, None]), count, column), axis=1)
     return Kept(
         accepted=accepted,
@@ -229,6 +234,7 @@ def conclude(
     bonus: Bonus,
     scored: Bool[Array, " b"] | None = None,
     found: Bool[Array, "b k"] | None = None,
+    strict: Int[Array, " b"] | None = None,
 ) -> Block:
     """Draws the token behind the drafts that were kept; for the arguments see `judge`.
 
@@ -247,7 +253,8 @@ def conclude(
             here = (column == ends[:, None]) & (column < lengths[:, None])
             there = jnp.any(here & found, axis=1)
             pair = drawn_from(pair, jnp.sum(jnp.where(here, drafts, 0), axis=1), there)
-        pi = by_rule(rules, choice, lambda rule: target(rule, pair, alpha, there).pi)
+        bound = None if strict is None else ends < strict
+        pi = by_rule(rules, choice, lambda rule: target(rule, pair, alpha, there, bound).pi)
         correction = residual(pi, pair.q) if coupling == "maximal" else pi
         behind = p
         if bonus == "target":
@@ -265,22 +272,37 @@ def drawn_from(pair: Pair, tokens: Int[Array, "*b"], found: Bool[Array, "*b"]) -
     return pair._replace(q_raw=q_raw, q=q)
 
 
-def target(rule: Rule, pair: Pair, alpha: Float[Array, "*b"], found: Bool[Array, "*b"] | None) -> Target:
-    """Returns what a rule decides; where a look-up drafted, the verifier's law if it asks what a drafter believes."""
+def target(
+    rule: Rule,
+    pair: Pair,
+    alpha: Float[Array, "*b"],
+    found: Bool[Array, "*b"] | None = None,
+    strict: Bool[Array, "*b"] | None = None,
+) -> Target:
+    """Returns what a rule decides; the verifier's own law where it is `strict`, and where a look-up `found` the draft
+    if the rule asks what a drafter believes.
+    """
     decided = rule(pair, alpha)
-    if found is None or sees_verifier_alone(rule):
-        return decided
-    pi = jnp.where(found[..., None], pair.p, decided.pi)
-    return Target(pi, jnp.where(found, 1.0, decided.defer))
+    masks = [strict, None if sees_verifier_alone(rule) else found]
+    for own in masks:
+        if own is not None:
+            pi = jnp.where(own[..., None], pair.p, decided.pi)
+            decided = Target(pi, jnp.where(own, 1.0, decided.defer))
+    return decided
 
 
 def _expected(
-    rule: Rule, pair: Pair, alpha: Float[Array, " b"], sampling: Sampling, found: Bool[Array, "b k"] | None
+    rule: Rule,
+    pair: Pair,
+    alpha: Float[Array, " b"],
+    sampling: Sampling,
+    found: Bool[Array, "b k"] | None,
+    strict: Bool[Array, "b k"] | None,
 ) -> Float[Array, "b k"]:
     """Returns 1 - D_TV(pi, q) of every position, with the raw distributions in the place of a greedy row's."""
     cold = greedy(sampling)[:, None, None]
     q, p = jnp.where(cold, pair.q_raw, pair.q), jnp.where(cold, pair.p_raw, pair.p)
-    pi = target(rule, pair._replace(q=q, p=p), jnp.broadcast_to(alpha[:, None], q.shape[:2]), found).pi
+    pi = target(rule, pair._replace(q=q, p=p), jnp.broadcast_to(alpha[:, None], q.shape[:2]), found, strict).pi
     return 1.0 - total_variation(pi, q)
 
 

@@ -35,6 +35,8 @@ ALPHAS = {
     "token_v3": 0.5,
     "lossy": 0.4,
     "bild": 1.0,
+    "typical": 0.9,
+    "cactus": 0.1,
     "lossy_beta": 0.4,
 }
 
@@ -61,6 +63,7 @@ class Case(NamedTuple):
     new: int = 8
     alpha: float | None = None
     seed: int = 0
+    strict: int = 0
 
     @property
     def threshold(self) -> float:
@@ -256,6 +259,7 @@ def request(cases, keys=None, rules=(any_rule,)) -> Request:
         ),
         rule=column([0 if coded else rules.index(RULES[case.rule]) for case in cases], np.int32),
         alpha=column([case.code if coded else case.alpha_left for case in cases], np.float32),
+        strict=column([len(case.prompt) + case.strict if case.strict else 0 for case in cases], np.int32),
         ignore_eos=jnp.zeros((len(cases),), bool),
     )
 
@@ -333,7 +337,7 @@ PROMPTS = ((1,), (1, 2, 0), (2, 3))
 
 @functools.cache
 def crowd(new: int = 40, rule: str | None = None, temperature: float | None = None) -> tuple[Case, ...]:
-    """Returns 96 different cases: every rule with every setting, lengths and limits mixed.
+    """Returns different cases: every rule with every setting; lengths, limits and strict tokens mixed.
 
     Args:
       new: most new tokens; rows are asked for 5 to 13 fewer by turns.
@@ -348,14 +352,18 @@ def crowd(new: int = 40, rule: str | None = None, temperature: float | None = No
             PROMPTS[i % 3],
             new=new - (0, 5, 9, 0, 13)[i % 5],
             seed=i,
+            strict=(0, 0, 0, 6)[i % 4],
         )
         for i, (name, settings) in enumerate(cases)
     )
 
 
 def sequential_text(lab: Lab, case: Case) -> tuple[int, ...]:
-    """One token at a time, in Python, with no cache: argmax(log pi + g), g of this request and position."""
-    pi = case.tables(lab.q_table, lab.p_table)[0]
+    """One token at a time, in Python, with no cache: argmax(log pi + g), g of this request and position.
+
+    pi is the verifier's own law for the first `case.strict` tokens.
+    """
+    pi, _, p = case.tables(lab.q_table, lab.p_table)
     vocab_size, text = pi.shape[1], list(case.prompt)
     end = len(text) + case.new
     positions = jnp.arange(SLOTS, dtype=jnp.int32)
@@ -364,7 +372,8 @@ def sequential_text(lab: Lab, case: Case) -> tuple[int, ...]:
     with np.errstate(divide="ignore"):
         while len(text) < end and EOS not in text:
             before = text[-2] if len(text) > 1 else 0
-            text.append(int(np.argmax(np.log(pi[before * vocab_size + text[-1]]) + noise[len(text)])))
+            law = (p if len(text) < len(case.prompt) + case.strict else pi)[before * vocab_size + text[-1]]
+            text.append(int(np.argmax(np.log(law) + noise[len(text)])))
     return tuple(text)
 
 

@@ -60,6 +60,7 @@ def request() -> Request:
         sampling=Sampling(temperature, full(0, jnp.int32), full(0.9, jnp.float32), full(0.0, jnp.float32)),
         rule=full(0, jnp.int32),
         alpha=full(0.4, jnp.float32),
+        strict=jnp.asarray([0, 12, 0, 4], jnp.int32),
         ignore_eos=full(False, jnp.bool_),
     )
 

@@ -83,6 +83,12 @@ def target(rule: str, d: Pair, alpha: float, beta: float = 1.0):
     defer = defers(rule, d, alpha)
     if defer is not None:
         return d.p if defer else d.q
+    if rule == "cactus":
+        bound = [min(1.0, p + np.sqrt(2 * alpha * p * (1 - p))) for p in d.p]
+        accept = [1.0 if q == 0 else min(1.0, h / q) for h, q in zip(bound, d.q, strict=True)]
+        rest = np.maximum(0, bound - d.q)
+        rest = rest / rest.sum() if rest.sum() > 0 else d.p
+        return d.q * accept + (1 - np.sum(d.q * accept)) * rest
     if rule == "lossy":
         accept = np.ones_like(d.q)
         for v in range(len(d.q)):
@@ -95,6 +101,7 @@ def target(rule: str, d: Pair, alpha: float, beta: float = 1.0):
         "token_v1": d.q_raw >= d.p_raw.max() - alpha,
         "token_v2": d.p_raw >= d.p_raw.max() - alpha,
         "token_v3": d.p_raw >= (1 - alpha) * d.p_raw.max(),
+        "typical": d.p_raw > min(1 - alpha, np.sqrt(1 - alpha) * np.exp(-entropy(d.p_raw))),
     }[rule]
     return d.q * kept + d.q[~kept].sum() * d.p
 
@@ -141,6 +148,18 @@ def tables(rule: str, q_table, p_table, settings: Settings, alpha: float, beta: 
 def autoregressive_law(pi, vocab_size: int, prompt: tuple[int, ...], length: int):
     """The law of the next `length` tokens when each follows `pi` given the two before it."""
     return block_law(pi, pi, pi, vocab_size, prompt, length, 0)
+
+
+def strict_law(pi, p, vocab_size: int, prompt: tuple[int, ...], length: int, strict: int):
+    """The law of the next `length` tokens of which the first `strict` follow `p`, and the others `pi`."""
+    law = np.zeros((vocab_size,) * length)
+    for text in np.ndindex(law.shape):
+        written, mass = (0, *prompt), 1.0
+        for place, token in enumerate(text):
+            mass *= (p if place < strict else pi)[written[-2] * vocab_size + written[-1], token]
+            written = (*written, token)
+        law[text] = mass
+    return law
 
 
 def speculative_law(pi, q, bonus, vocab_size: int, prompt: tuple[int, ...], length: int, k: int):

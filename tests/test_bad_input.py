@@ -77,6 +77,11 @@ KNOBS = {
     "stop_number": ({"STOP": 5}, "STOP must be a list of strings"),
     "stop_numbers": ({"STOP": [5]}, "STOP must be a list of strings"),
     "stop_empty": ({"STOP": [""]}, "STOP must be a list of strings that are not empty"),
+    "strict_negative": ({"STRICT": -1}, "STRICT must be a whole number from 0"),
+    "strict_of_a_drafter": (
+        {"STRICT": 5, "METHOD": "drafter_only"},
+        "STRICT=5 leaves the first tokens of an answer to",
+    ),
     "ignore_eos_text": ({"IGNORE_EOS": "False"}, "IGNORE_EOS must be True or False, not 'False'"),
     "raw_prompt_text": ({"RAW_PROMPT": "yes"}, "RAW_PROMPT must be True or False, not 'yes'"),
     "control_tokens_text": ({"CONTROL_TOKENS": "no"}, "CONTROL_TOKENS must be True, False or None, not 'no'"),

@@ -13,7 +13,7 @@ from cascades.distributions import Sampling, entropy, total_variation
 from cascades.speculation import pair_of
 
 POSITION = ("chow", "chow_log", "diff", "opt", "diff_log", "opt_log", "bild")
-TOKEN = ("token_v1", "token_v2", "token_v3")
+TOKEN = ("token_v1", "token_v2", "token_v3", "typical")
 PAIRS = 1000
 
 
@@ -168,16 +168,17 @@ def test_greedy_token_rules_are_lenience(alpha):
 
 LOSSLESS_END = {
     "chow": 0, "chow_log": 0, "diff": -1, "opt": -math.inf, "diff_log": -math.log(5) - 0.01, "opt_log": -math.inf,
-    "token_v1": -1, "token_v2": -1, "lossy": 0, "bild": 0,
+    "token_v1": -1, "token_v2": -1, "lossy": 0, "bild": 0, "cactus": 0,
 }  # fmt: skip
 DRAFTER_END = {
     "chow": 1, "chow_log": math.inf, "diff": 1, "opt": math.inf, "diff_log": math.log(5) + 0.01, "opt_log": math.inf,
-    "token_v1": 1, "token_v2": 1, "token_v3": 1, "lossy": 1, "bild": math.inf,
+    "token_v1": 1, "token_v2": 1, "token_v3": 1, "lossy": 1, "bild": math.inf, "typical": 1,
 }  # fmt: skip
 
 
 def test_ends_cover_every_rule():
-    assert {*LOSSLESS_END, "lossless", "token_v3"} == {*DRAFTER_END, "lossless"} == set(rules.__all__)
+    assert {*LOSSLESS_END, "lossless", "token_v3", "typical"} == set(rules.__all__)
+    assert {*DRAFTER_END, "lossless", "cactus"} == set(rules.__all__)
 
 
 @pytest.mark.parametrize("name", LOSSLESS_END)
@@ -250,6 +251,36 @@ def test_lossy_accepts_and_corrects_as_published(alpha, beta):
         rest = rest / rest.sum() if rest.sum() > 0 else d.p
         kept = d.q * accept
         np.testing.assert_allclose(pi[i], kept + (1 - kept.sum()) * rest, atol=2e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.01, 0.3, 2.0, math.inf])
+def test_cactus_accepts_and_corrects_as_published(alpha):
+    pair, theirs, settings = random_pairs()
+    pi = np.asarray(rules.cactus(pair, everywhere(alpha)).pi)
+    for i, d in enumerate(theirs[:300]):
+        inside = d.p * (1 - d.p)
+        bound = np.minimum(1, d.p + np.sqrt(2 * np.where(inside > 0, alpha, 0) * np.where(inside > 0, inside, 0)))
+        kept = d.q * np.minimum(1, bound / np.maximum(d.q, 1e-300))
+        rest = np.maximum(0, bound - d.q)
+        rest = rest / rest.sum() if rest.sum() > 0 else d.p
+        np.testing.assert_allclose(pi[i], kept + (1 - kept.sum()) * rest, atol=2e-5)
+        if settings[i].temperature == 0:
+            np.testing.assert_array_equal(pi[i], np.asarray(pair.p)[i])
+
+
+@pytest.mark.parametrize(("eps", "delta"), [(0.09, 0.3), (0.3, None), (0.02, 0.5), (1.0, None)])
+def test_typical_keeps_what_medusa_keeps(eps, delta):
+    pair, theirs, _ = random_pairs()
+    pi, defer = (np.asarray(x) for x in rules.typical(pair, everywhere(1 - eps), delta))
+    kept = 0
+    for i, d in enumerate(theirs[:300]):
+        h = reference.entropy(d.p_raw)
+        stands = d.p_raw > min(eps, (eps**0.5 if delta is None else delta) * np.exp(-h))
+        np.testing.assert_allclose(pi[i], d.q * stands + d.q[~stands].sum() * d.p, atol=2e-5)
+        kept += stands.sum()
+    assert 300 < kept < 1500
+    more = np.asarray(rules.typical(pair, everywhere(min(1 - eps + 0.3, 1.0)), delta).defer)
+    assert (more <= defer + 1e-6).all()  # lenience grows with alpha
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.5])

@@ -85,6 +85,7 @@ def _vacant(plan: Plan, lookahead: Any, slots: int) -> State:
         sampling=Sampling(real, 0 * number, real + 1, real),
         rule=0 * number,
         alpha=real,
+        strict=0 * number,
         ignore_eos=none,
     )
     state = _state(plan, request, lookahead, *_caches(plan, batch, slots))
@@ -139,6 +140,7 @@ def _state(plan: Plan, request: Request, lookahead: Any, verifier_cache: Any, dr
         sampling=request.sampling,
         rule=request.rule,
         alpha=request.alpha,
+        strict=request.strict,
         ignore_eos=request.ignore_eos,
         verifier_cache=verifier_cache,
         drafter_cache=drafter_cache,

@@ -160,6 +160,7 @@ def verifier_pass(
             state.sampling,
             plan.coupling,
             drafts.matched[:, : width - 1] > 0 if plan.lookup else None,
+            state.strict - state.length,
         )
         missing = (0, 0), (0, k_max + 1 - width)
         names = "lossless", "expected", "defer", "log_p"
@@ -175,7 +176,8 @@ def verdict(plan: Plan, state: State, drafts: Draft, keys: Keys, kept: Kept) -> 
     with jax.named_scope(CHOICE):
         given = plan.rules, choice(plan, state), state.alpha, state.sampling, plan.coupling
         logits, found = drafts.logits if plan.drafter else None, drafts.matched > 0 if plan.lookup else None
-        return conclude(kept, drafts.tokens, drafts.length, logits, keys, *given, plan.bonus, drafts.scored, found)
+        behind = plan.bonus, drafts.scored, found, state.strict - state.length
+        return conclude(kept, drafts.tokens, drafts.length, logits, keys, *given, *behind)
 
 
 def _emit(

@@ -48,7 +48,7 @@ def advance_sequential(
     q_raw, q = softmax(q_logits), scaled(q_logits, state.sampling)
     pair = Pair(q_raw, q_raw, q, q)
     share = by_rule(plan.rules, choice(plan, state), lambda rule: rule(pair, state.alpha).defer)
-    defer = running & (silent | (share > 0.5))
+    defer = running & (silent | (state.length < state.strict) | (share > 0.5))
 
     cache = state.verifier_cache
     for width in (plan.catch_up(running.shape[0]), 1):

@@ -45,7 +45,8 @@ class Request(NamedTuple):
 
     tokens: int32 `[b, s]`, right-padded. length: int32 `[b]`, at least 1. limit: int32 `[b]`, most tokens that a row
     may hold, its prompt included. key: one typed key a request. rule: int32 `[b]`, its place among the plan's. alpha:
-    the rule's threshold. ignore_eos: rows that no end-of-sequence token ends.
+    the rule's threshold. strict: int32 `[b]`, tokens of the row, its prompt included, up to which each follows the
+    verifier's own law whatever the rule is. ignore_eos: rows that no end-of-sequence token ends.
     """
 
     tokens: Int[Array, "b s"]
@@ -55,6 +56,7 @@ class Request(NamedTuple):
     sampling: Sampling
     rule: Int[Array, " b"]
     alpha: Float[Array, " b"]
+    strict: Int[Array, " b"]
     ignore_eos: Bool[Array, " b"]
 
 
@@ -121,6 +123,7 @@ class State(NamedTuple):
     sampling: Sampling
     rule: Int[Array, " b"]
     alpha: Float[Array, " b"]
+    strict: Int[Array, " b"]
     ignore_eos: Bool[Array, " b"]
     verifier_cache: Cache
     drafter_cache: Cache | None

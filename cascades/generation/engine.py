@@ -360,6 +360,7 @@ def row(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
+    strict: int = 0,
     ignore_eos: bool = False,
 ) -> Request:
     """Returns a request of one row. name: two numbers that tell its random stream from others of the same seed."""
@@ -379,6 +380,7 @@ def row(
         sampling=Sampling(one(temperature, real), one(top_k, whole), one(top_p, real), one(min_p, real)),
         rule=one(rule, whole),
         alpha=one(alpha, real),
+        strict=one(len(ids) + strict if strict else 0, whole),
         ignore_eos=one(ignore_eos, jnp.bool_),
     )
     layout = engine.programs.plan.layout

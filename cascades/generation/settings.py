@@ -27,6 +27,7 @@ class Settings:
       threshold of `rule`; of a sequence cascade the mean negative log-probability, in nats a token, above which the
       verifier answers instead. k_max: longest draft. lookahead: how many tokens to draft next; a function that makes
       one is called.
+    strict: first tokens of an answer that follow the verifier's own law, whatever the rule is.
     temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
     coupling, bonus: see `speculation.judge`. seed: of all random numbers.
     max_new_tokens: per request. context: most tokens of prompt and answer; None is what the prompts need.
@@ -43,6 +44,7 @@ class Settings:
     rule: Callable = rules.token_v3
     more_rules: Sequence[Callable] = ()
     alpha: float = 0.1
+    strict: int = 0
     k_max: int = 8
     lookahead: DraftLength | Callable[[], DraftLength] = verifier_guided
     temperature: float = 0.0
@@ -74,6 +76,7 @@ class Settings:
             raise UserError(f"the rules of RULE and MORE_RULES must have names of their own, and {twice} stands twice")
         object.__setattr__(self, "lookahead", _controller(self.lookahead))
         self.chosen(None, self.alpha)
+        self.bound(self.strict)
         checks.whole("K_MAX", self.k_max, 1, 64)
         checks.number("TEMPERATURE", self.temperature, 0.0, 100.0)
         checks.whole("TOP_K", self.top_k, 0, 1 << 30)
@@ -139,6 +142,21 @@ class Settings:
             low, high, name = 0.0, math.inf, "a sequence cascade"
         checks.number(f"{where}ALPHA for {name}", alpha, low, high, infinite=True)
         return place
+
+    def bound(self, strict: Any, label: str = "") -> int:
+        """Returns how many tokens of a request are strict, as it says.
+
+        Raises:
+          UserError: that is no such number, or the method lets the drafter decide them.
+        """
+        where = f"{label}: " if label else ""
+        checks.whole(f"{where}STRICT", strict, 0, 1 << 24)
+        if strict and self.method in ("drafter_only", "sequence_cascade"):
+            raise UserError(
+                f"{where}STRICT={strict} leaves the first tokens of an answer to the verifier, and "
+                f"METHOD='{self.method}' does not ask it for single tokens: leave STRICT 0, or choose another METHOD"
+            )
+        return strict
 
     @property
     def needs_drafter(self) -> bool:

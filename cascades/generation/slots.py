@@ -36,6 +36,7 @@ class Query(NamedTuple):
     seed: int = 0
     stop: Sequence[str] = ()
     ignore_eos: bool = False
+    strict: int = 0
     rule: str | None = None
     name: tuple[int, int] | None = None
 
@@ -215,6 +216,7 @@ def request_of(engine: Engine, compiled: Compiled, query: Query) -> Request:
         top_k=query.top_k,
         top_p=query.top_p,
         min_p=query.min_p,
+        strict=query.strict,
         ignore_eos=query.ignore_eos,
     )
 

@@ -22,11 +22,12 @@ def queries(
     label: str | None = None,
     rule: Any = None,
     alpha: Any = None,
+    strict: Any = None,
 ) -> list[Query]:
     """Turns prompts into requests: the chat template around each where the verifier has one, unless `raw`.
 
-    `control_tokens`: see `Tokenizer.prompt`. In errors a prompt goes by its number, or by `label`. `rule`, `alpha`: see
-    `query`.
+    `control_tokens`: see `Tokenizer.prompt`. In errors a prompt goes by its number, or by `label`. `rule`, `alpha`,
+    `strict`: see `query`.
 
     Raises:
       UserError: no prompt, an empty one, one that leaves no room in the context, or a rule or alpha that cannot be.
@@ -40,22 +41,30 @@ def queries(
         if not prompt.strip():
             raise UserError(f"{where} is empty: give it some text")
         ids = tokenizer.prompt(prompt, raw=raw, control_tokens=control_tokens)
-        requests.append(query(engine, prompt, ids, where, rule=rule, alpha=alpha))
+        requests.append(query(engine, prompt, ids, where, rule=rule, alpha=alpha, strict=strict))
     return requests
 
 
 def query(
-    engine: Engine, prompt: str, ids: Sequence[int], label: str = "the prompt", *, rule: Any = None, alpha: Any = None
+    engine: Engine,
+    prompt: str,
+    ids: Sequence[int],
+    label: str = "the prompt",
+    *,
+    rule: Any = None,
+    alpha: Any = None,
+    strict: Any = None,
 ) -> Query:
     """Returns a request with the engine's settings; `label` names it in errors.
 
-    `rule` by its name and `alpha`, where given, are its own.
+    `rule` by its name, `alpha` and `strict`, where given, are its own.
 
     An encoder–decoder reads `ids`, and begins its answer behind them.
     """
     settings, start = engine.settings, engine.programs.plan.verifier.start
     alpha = settings.alpha if alpha is None else alpha
     settings.chosen(rule, alpha, label)
+    strict = settings.bound(settings.strict if strict is None else strict, label)
     context = min(engine.context, settings.context or engine.context)
     if not ids:
         raise UserError(f"{label} has no tokens: give it some text")
@@ -81,6 +90,7 @@ def query(
         settings.seed,
         settings.stop,
         settings.ignore_eos,
+        strict,
         rule,
     )
 

@@ -54,7 +54,8 @@ def decode(
     Args:
       pair: the models. settings: how they decode. prompts: how a text becomes a prompt.
       prompt, input, output: from the command line: prompts, a JSONL file of them, a JSONL file for results.
-        A line of `input` may name its own `rule`, one of those that are compiled in, and have its own `alpha`.
+        A line of `input` may name its own `rule`, one of those that are compiled in, and have its own `alpha` and
+        `strict`.
       shard: from the command line: "I/N" decodes every N-th prompt from the I-th on, counted from 0, as if the others
         were decoded too; so that N machines share a file.
       default_prompt: what is decoded when neither is given and nobody sits at the terminal.
@@ -114,12 +115,13 @@ def decode(
                 label=label,
                 rule=entry.get("rule"),
                 alpha=entry.get("alpha"),
+                strict=entry.get("strict"),
             )[0]
             requests[place] = with_name(request, copies[place])
         except UserError as error:
             failed[place] = answers.failure(entry["prompt"], str(error), err)
     places = list(requests)
-    tokens = repr([(request.ids, request.rule, request.alpha) for request in requests.values()])
+    tokens = repr([(request.ids, request.rule, request.alpha, request.strict) for request in requests.values()])
     hosts.agree({"the tokens, rules and thresholds of the prompts": f"checksum {zlib.crc32(tokens.encode()):08x}"})
     if interactive or requests:
         err.print(describe(engine), highlight=False, soft_wrap=True)

@@ -49,6 +49,7 @@ def answers_of(
             sampling=Sampling(each(temperature, jnp.float32), *nothing),
             rule=each(0, jnp.int32),
             alpha=each(0.0, jnp.float32),
+            strict=each(0, jnp.int32),
             ignore_eos=each(False, jnp.bool_),
         )
         initial = plan.lookahead.init(rows, given_costs(0, 0.0))

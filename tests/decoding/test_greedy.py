@@ -14,6 +14,15 @@ def test_greedy_lossless_is_the_verifier_alone(forced, coupling, bonus):
     assert texts(state) == [greedy_text(pair, case) for case in cases]
 
 
+@pytest.mark.parametrize("forced", [2, -1])
+def test_greedy_and_strict_to_the_end_is_the_verifier_alone_by_any_rule(forced):
+    cases = [case._replace(strict=40) for case in crowd(temperature=0.0)]
+    pair = lab(bonus="verifier")
+    free = texts(decode(pair, request([case._replace(strict=0) for case in cases]), forced=forced))
+    alone = [greedy_text(pair, case) for case in cases]
+    assert texts(decode(pair, request(cases), forced=forced)) == alone != free
+
+
 def test_greedy_alone():
     cases = crowd(rule="lossless", temperature=0.0)
     alone = lab(alone=True)

@@ -98,6 +98,35 @@ def test_rows_that_decide_as_one_follow_their_own_targets(coupling):
     check(samples(coupling, "target", -1, together=True), target_laws())
 
 
+STRICT = tuple(
+    Case(rule, settings, (1, 2, 0)[: 1 + i % 3], new=LENGTH + 4, strict=1 + i % 3)
+    for i, rule in enumerate(NAMES)
+    for settings in (SETTINGS[0], SETTINGS[2], SETTINGS[3])
+)
+
+
+@pytest.mark.parametrize("coupling", ["maximal", "gumbel"])
+@pytest.mark.parametrize("forced", [1, 3, -1])
+def test_strict_tokens_follow_the_verifier_and_those_behind_them_the_rule(coupling, forced):
+    copies = 480
+    count = len(STRICT) * copies
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(22), i))(jnp.arange(count, dtype=jnp.int32))
+    batch = request([case for case in STRICT for _ in range(copies)], keys)
+    state = decode(lab(coupling, "target", VOCAB, 3), batch, SLOTS, forced, rounds=LENGTH)
+    start = np.asarray(batch.length)[:, None] + np.arange(LENGTH)
+    taken = np.take_along_axis(np.asarray(state.tokens), start, axis=1).reshape(len(STRICT), copies, LENGTH)
+    laws, far = [], []
+    for case in STRICT:
+        pi, _, p = tables(case)
+        laws.append(reference.strict_law(pi, p, VOCAB, case.prompt, LENGTH, case.strict))
+        far += [
+            reference.distance(laws[-1], reference.autoregressive_law(each, VOCAB, case.prompt, LENGTH))
+            for each in (pi, p)
+        ]
+    assert np.median(far) > 0.05  # neither the rule's law throughout nor the verifier's
+    check(taken, laws, range(len(STRICT)))
+
+
 @pytest.mark.parametrize("k", [1, 3])
 def test_bonus_of_verifier_is_a_known_mixture(k):
     laws = []

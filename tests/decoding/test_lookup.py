@@ -151,7 +151,10 @@ def test_a_seeded_sample_is_the_verifiers_own(alone):
 
 
 LENGTH, COPIES = 4, 4000
-WITH_ALPHA = {"lossless": 0.0, "token_v3": 0.3, "token_v2": 0.1, "opt": 0.5, "chow": 0.6, "lossy": 0.4, "bild": 1.0}
+WITH_ALPHA = {
+    "lossless": 0.0, "token_v3": 0.3, "token_v2": 0.1, "opt": 0.5, "chow": 0.6, "lossy": 0.4, "bild": 1.0,
+    "typical": 0.9, "cactus": 0.1,
+}  # fmt: skip
 
 
 def block_law(name, alpha, p_table, q_table, alone, prompt, k=3):
@@ -172,7 +175,7 @@ def block_law(name, alpha, p_table, q_table, alone, prompt, k=3):
         p, q = at(text)
         if token is not None:
             q = np.eye(3)[token]
-            if name not in ("lossless", "token_v2", "token_v3"):
+            if name not in ("lossless", "token_v2", "token_v3", "typical"):
                 return p, q
         return reference.target(name, reference.Pair(q, p, q, p), alpha), q
 
