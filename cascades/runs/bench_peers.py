@@ -26,7 +26,7 @@ class Peer(NamedTuple):
 
 def check(pair: PairSpec, settings: Settings) -> None:
     """Raises a UserError unless transformers is installed and can do what the settings ask; nothing is imported."""
-    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("torch", "transformers", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
             f"TRANSFORMERS needs {' and '.join(missing)}, which is not installed: pip install -e '.[bench]'"
