@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 
 def key(record: dict[str, Any]) -> tuple:
-    """What makes a line of a sweep the only one of its kind within its settings."""
+    """What makes a line of a clock run the only one of its kind within its settings, task and temperature."""
     names = ("rule", "rule_id", "lookahead", "lookahead_id", "alpha", "repeat", "unit", "prompt_id")
     return tuple(record[name] for name in names)
 
@@ -52,7 +52,8 @@ def summarise(lines: Iterable[dict[str, Any]], score: Score | None = None) -> li
     """Returns a row for the verifier alone, then one per rule, controller and threshold, thresholds in order.
 
     Args:
-      lines: of one run's settings; of equal keys the last counts. score: applied to every answer.
+      lines: of one run's settings, one task and one temperature; of equal keys the last counts. score: applied to
+        every answer.
     """
     groups: dict[tuple, list[dict]] = defaultdict(list)
     for line in {key(line): line for line in lines}.values():

@@ -1,13 +1,15 @@
 """What a person sees: text as it streams, coloured by origin on a terminal, and one table at the end."""
 
+import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich import box
 from rich.color import ColorSystem
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.style import Style
 from rich.table import Table
 
@@ -43,6 +45,15 @@ _MOST_ROWS = 20  # requests that the table lists one by one
 # What a terminal would obey and a model has no business to say: shown as symbols. "\r" only troubles a terminal.
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t\r"}
 _CONTROLS |= {code: 0xFFFD for code in range(0x80, 0xA0)} | {0x7F: 0x2421, ord("\r"): None}
+
+
+@contextlib.contextmanager
+def progress(console: Console, total: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
+    """Shows a bar where the console is a terminal; gives a function that names what is done, and one that counts it."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        bar = shown.add_task("", total=total)
+        yield lambda text: shown.update(bar, description=text), lambda: shown.advance(bar)
 
 
 class Screen:

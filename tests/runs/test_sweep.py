@@ -16,7 +16,9 @@ from cascades.errors import UserError
 from cascades.generation import Result, Settings, Shapes, load_pair
 from cascades.lookahead import fixed, verifier_guided
 from cascades.runs import sweep as module
-from cascades.runs.sweep import points, sweep
+from cascades.runs import timing
+from cascades.runs.points import points
+from cascades.runs.sweep import sweep
 
 PROMPTS = ({"prompt": "the quick", "answer": "x"}, {"prompt": "a small model"}, {"prompt": "12 + 3"})
 RULES = (rules.lossless, (rules.token_v3, (0.0, 0.5)))
@@ -65,8 +67,8 @@ def calls(monkeypatch):
         stats |= {"deferred": 1.0, "log_p": -4.0, "wall_s": 1.0 - (alpha or 0.0)}
         return [Result(request.prompt, f"of {request.prompt}", [5], ["draft"], "length", stats) for request in requests]
 
-    monkeypatch.setattr(module, "complete", complete)
-    monkeypatch.setattr(module, "prepare", lambda engine, requests: Shapes(1, 64))
+    monkeypatch.setattr(timing, "complete", complete)
+    monkeypatch.setattr(timing, "prepare", lambda engine, requests: Shapes(1, 64))
     return seen
 
 
@@ -126,13 +128,13 @@ def test_fixed_lengths_share_a_program(run, monkeypatch, tmp_path):
 
 
 def test_an_infinite_threshold_is_json_and_is_not_run_again(run, calls, tmp_path, monkeypatch):
-    stub = module.complete
+    stub = timing.complete
 
     def complete(engine, requests, *, shapes, together):
         results = stub(engine, requests, shapes=shapes, together=together)
         return [result._replace(stats=result.stats | {"wall_s": 1.0, "log_p": -math.inf}) for result in results]
 
-    monkeypatch.setattr(module, "complete", complete)
+    monkeypatch.setattr(timing, "complete", complete)
     rows = run(rules=[(rules.opt, (-math.inf, 0.5, math.inf))])
     assert [row.alpha for row in rows] == [None, -math.inf, 0.5, math.inf]
     text = (tmp_path / "out" / "results.jsonl").read_text()
@@ -144,14 +146,14 @@ def test_an_infinite_threshold_is_json_and_is_not_run_again(run, calls, tmp_path
 
 
 def test_an_answer_that_failed_ends_a_sweep(run, calls, tmp_path, monkeypatch):
-    stub = module.complete
+    stub = timing.complete
 
     def complete(engine, requests, *, shapes, together):
         results = stub(engine, requests, shapes=shapes, together=together)
         bad = requests[0].prompt == "a small model" and requests[0].max_new_tokens > 4
         return [result._replace(finish_reason="error", error="NaN") if bad else result for result in results]
 
-    monkeypatch.setattr(module, "complete", complete)
+    monkeypatch.setattr(timing, "complete", complete)
     with pytest.raises(UserError, match="prompt 2 of 3 has no answer with verifier_only: NaN"):
         run()
     assert calls and {line["input"]["prompt"] for line in lines(tmp_path)} == {"the quick"}
@@ -178,21 +180,21 @@ def test_points_are_timed_side_by_side_and_never_twice(run, calls, tmp_path):
 
 
 def test_after_an_interruption_the_rest_is_run(run, calls, tmp_path, monkeypatch):
-    stand_in = module.complete
+    stand_in = timing.complete
 
     def interrupted(engine, requests, *, shapes, together):
         if len(calls) == 6:
             raise KeyboardInterrupt
         return stand_in(engine, requests, shapes=shapes, together=together)
 
-    monkeypatch.setattr(module, "complete", interrupted)
+    monkeypatch.setattr(timing, "complete", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run()
     assert len(lines(tmp_path)) == 6 and (tmp_path / "out" / "sweep.html").is_file()
     with (tmp_path / "out" / "results.jsonl").open("a") as file:
         file.write('{"run": "torn')
 
-    monkeypatch.setattr(module, "complete", stand_in)
+    monkeypatch.setattr(timing, "complete", stand_in)
     rows = run()
     assert len(calls) == 24 and [row.prompts for row in rows] == [3, 3, 3, 3]
 
@@ -245,13 +247,13 @@ def test_a_score_sees_the_record_and_the_answer(run, calls):
 
 def test_a_row_is_limited_by_the_smaller_context(run, calls, tmp_path, monkeypatch):
     limits = []
-    stand_in = module.complete
+    stand_in = timing.complete
 
     def spy(engine, requests, *, shapes, together):
         limits.extend(len(request.ids) + request.max_new_tokens for request in requests)
         return stand_in(engine, requests, shapes=shapes, together=together)
 
-    monkeypatch.setattr(module, "complete", spy)
+    monkeypatch.setattr(timing, "complete", spy)
     run(max_new_tokens=1000, context=40)
     assert max(limits) == 40
 
