@@ -33,11 +33,11 @@ def spec_bench(
     layout = reading.Layout(lambda record: record["turns"][0])
 
     def examples() -> list[Example]:
-        if category is not None and path is not None:
-            known = sorted({record["category"] for record in reading.lines(path, _FIELDS)})
-            if category not in known:
-                raise UserError(f"spec_bench.category must be one of {path}'s, {', '.join(known)}, not {category!r}")
-        return reading.examples(data, choice, layout, asked=lambda record: category in (None, record["category"]))
+        found = reading.examples(data, choice._replace(limit=None), layout)
+        known = sorted({example.record["category"] for example in found})
+        if category not in (None, *known):
+            raise UserError(f"spec_bench.category must be one of {path}'s, {', '.join(known)}, not {category!r}")
+        return [example for example in found if category in (None, example.record["category"])][:limit]
 
     return Task(
         name="spec_bench",

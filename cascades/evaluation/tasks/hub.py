@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face hub, by the package `datasets` (pip install -e '.[hub]'), as the lines of our files."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -56,13 +57,12 @@ def read(source: Source, knob: str, fields: str, first: int | None = None) -> li
             f"{knob} is not set, and the package datasets, which would load {source.repository}, is not installed: "
             f"{instead}, or pip install -e '.[hub]'"
         ) from None
-    split = source.split if first is None else f"{source.split}[:{first}]"
     try:
-        return [
-            source.convert(dict(row)) for row in datasets.load_dataset(source.repository, source.config, split=split)
-        ]
+        rows = datasets.load_dataset(source.repository, source.config, split=source.split)
+        return [source.convert(dict(row)) for row in itertools.islice(rows, first)]
     except Exception as error:  # of whatever libraries lie below: no network, no such data set, no leave to read it
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{knob} is not set, and {source.repository} could not be loaded from the Hugging Face hub ({why}): {instead}"
+            f"{knob} is not set, and {source.repository} could not be loaded from the Hugging Face hub ({why}): "
+            f"{instead}"
         ) from None

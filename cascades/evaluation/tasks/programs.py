@@ -104,8 +104,8 @@ def mbpp(
     choice.check("mbpp")
     layout = reading.Layout(
         lambda record: (
-            f"You are an expert Python programmer, and here is your task: {_wanted(record)} Your code should pass these "
-            f"tests:\n\n{_tests(record)}\n[BEGIN]\n"
+            f"You are an expert Python programmer, and here is your task: {_wanted(record)} Your code should pass "
+            f"these tests:\n\n{_tests(record)}\n[BEGIN]\n"
         ),
         lambda record: f"{record['code']}\n[DONE]",
     )
@@ -164,8 +164,9 @@ def _humaneval(factory: str) -> reading.Data:
 
 def _mbpp(factory: str) -> reading.Data:
     rows = hub.kept("task_id", "text", "code", "test_list", "test_setup_code")
-    splits = (hub.Source("google-research-datasets/mbpp", "full", split, rows) for split in ("test", "prompt"))
-    return reading.Data(factory, _MBPP, *splits, id="task_id")
+    repository = "google-research-datasets/mbpp"
+    asked, shown = (hub.Source(repository, "full", split, rows) for split in ("test", "prompt"))
+    return reading.Data(factory, _MBPP, asked, shown, id="task_id")
 
 
 def _pass(what: str, program: Callable[[dict[str, Any], str], str]) -> Metric:

@@ -36,8 +36,8 @@ def squad_v2(
     choice = reading.Choice(path, limit, max_new_tokens, chat, shots, shots_path)
     choice.check("squad_v2")
     fields = dict.fromkeys(("title", "context", "question"), reading.TEXT) | {"answers": reading.SOME_TEXTS}
-    splits = (hub.Source("rajpurkar/squad_v2", None, split, hub.squad) for split in ("validation", "train"))
-    data = reading.Data("squad_v2", fields, *splits)
+    asked, shown = (hub.Source("rajpurkar/squad_v2", None, split, hub.squad) for split in ("validation", "train"))
+    data = reading.Data("squad_v2", fields, asked, shown)
     layout = reading.Layout(
         lambda record: (
             f"Title: {record['title']}\n\nBackground: {record['context']}\n\nQuestion: {record['question']}\n\nAnswer:"
@@ -100,8 +100,8 @@ def triviaqa(
     choice = reading.Choice(path, limit, max_new_tokens, chat, shots, shots_path)
     choice.check("triviaqa")
     repository = "mandarjoshi/trivia_qa"
-    splits = (hub.Source(repository, "rc.nocontext", split, hub.trivia) for split in ("validation", "train"))
-    data = reading.Data("triviaqa", {"question": reading.TEXT, "answers": reading.TEXTS}, *splits)
+    asked, shown = (hub.Source(repository, "rc.nocontext", split, hub.trivia) for split in ("validation", "train"))
+    data = reading.Data("triviaqa", {"question": reading.TEXT, "answers": reading.TEXTS}, asked, shown)
     # The harness adds a question mark to those that the questions have.
     layout = reading.Layout(
         lambda record: f"Question: {record['question']}?\nAnswer:", lambda record: f" {record['answers'][0]}"
@@ -144,8 +144,8 @@ def nq_open(
     choice = reading.Choice(path, limit, max_new_tokens, chat, shots, shots_path)
     choice.check("nq_open")
     rows, repository = hub.kept("question", "answer"), "google-research-datasets/nq_open"
-    splits = (hub.Source(repository, None, split, rows) for split in ("validation", "train"))
-    data = reading.Data("nq_open", {"question": reading.TEXT, "answer": reading.TEXTS}, *splits)
+    asked, shown = (hub.Source(repository, None, split, rows) for split in ("validation", "train"))
+    data = reading.Data("nq_open", {"question": reading.TEXT, "answer": reading.TEXTS}, asked, shown)
     layout = reading.Layout(
         lambda record: f"Q: {record['question']}?\nA:",
         lambda record: f" {record['answer'][0]}",
@@ -193,8 +193,8 @@ def webquestions(
     choice = reading.Choice(path, limit, max_new_tokens, chat, shots, shots_path)
     choice.check("webquestions")
     rows = hub.kept("question", "answers")
-    splits = (hub.Source("stanfordnlp/web_questions", None, split, rows) for split in ("test", "train"))
-    data = reading.Data("webquestions", {"question": reading.TEXT, "answers": reading.TEXTS}, *splits)
+    asked, shown = (hub.Source("stanfordnlp/web_questions", None, split, rows) for split in ("test", "train"))
+    data = reading.Data("webquestions", {"question": reading.TEXT, "answers": reading.TEXTS}, asked, shown)
     layout = reading.Layout(
         lambda record: f"Question: {record['question']}\nAnswer:", lambda record: f" {record['answers'][0]}"
     )
@@ -202,8 +202,8 @@ def webquestions(
     return Task(
         name="webqs",
         source=(
-            f"Prompt of task webqs, version 2, in {HARNESS}, which asks whether the references are what the model would "
-            "write next, where we let it write, up to the stops of triviaqa, and compare, the best of several references."
+            f"Prompt of task webqs, version 2, in {HARNESS}, which asks whether a reference is what the model would "
+            "write next, where we let it write, up to the stops of triviaqa, and compare; F1 is added."
         ),
         examples=lambda: reading.examples(data, choice, layout),
         metrics=(

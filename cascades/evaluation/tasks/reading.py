@@ -23,14 +23,15 @@ class Data(NamedTuple):
     """Where the lines of a task come from.
 
     factory: the name of the task's function, before the dot of its knobs. fields: what a line holds: names, two of
-    them parted by "|" where either will do, to what it should be. hub, shots_hub: what is read where no file is named;
-    None where there is nothing on the hub. id: the field that names a line; where there is none, its place does.
+    them parted by "|" where either will do, to what it should be. asked, shown: what is read where no file is named, to
+    be asked and to be shown; None where there is nothing on the hub. id: the field that names a line; where there is
+    none, its place does.
     """
 
     factory: str
     fields: Mapping[str, str]
-    hub: hub.Source | None
-    shots_hub: hub.Source | None = None
+    asked: hub.Source | None
+    shown: hub.Source | None = None
     id: str = "id"
 
 
@@ -76,37 +77,31 @@ class Choice(NamedTuple):
 
 
 def examples(
-    data: Data,
-    choice: Choice,
-    layout: Layout,
-    shown: Callable[[dict[str, Any]], bool] = lambda _: True,
-    asked: Callable[[dict[str, Any]], bool] = lambda _: True,
+    data: Data, choice: Choice, layout: Layout, shown: Callable[[dict[str, Any]], bool] = lambda _: True
 ) -> list[Example]:
     """Reads the data of a task. A line that is shown in every prompt is not asked.
 
     Args:
-      shown: which lines may be shown, of which the first are. asked: which lines are.
+      shown: which lines may be shown, of which the first are.
 
     Raises:
       UserError: a file cannot be read, is empty, or a line is not JSON or not as it should be; the hub cannot be read;
-        there are fewer lines to show than `shots`; two lines have one id.
+        there are fewer lines to show than `shots`, or none to ask; two lines have one id.
     """
     shots = _shots(data, choice, shown)
     prefix = layout.before
     if layout.answer is not None:
         prefix += "".join(layout.question(shot) + layout.answer(shot) + layout.between for shot in shots)
     found: dict[str, Example] = {}
-    for place, record in enumerate(_records(data, data.hub, "path", choice.path)):
+    for place, record in enumerate(_records(data, data.asked, "path", choice.path)):
         name = record.get(data.id)
         id = f"{data.factory}/{place}" if name is None else str(name)
         if id in found:
             raise UserError(f"{choice.path or data.factory} holds {id!r} twice in {data.id!r}: name every line once")
-        if record not in shots and asked(record):
+        if record not in shots:
             found[id] = Example(id, prefix + layout.question(record), record)
     if not found:
-        raise UserError(
-            f"{choice.path or data.factory} holds no example that is asked: give {data.factory}.path others"
-        )
+        raise UserError(f"{choice.path or data.factory} holds nothing but what is shown: give {data.factory}.path more")
     return list(found.values())[: choice.limit]
 
 
@@ -114,7 +109,7 @@ def _shots(data: Data, choice: Choice, shown: Callable[[dict[str, Any]], bool]) 
     if not choice.shots:
         return []
     first = choice.shots + 16  # more than any task passes over
-    lines = _records(data, data.shots_hub, "shots_path", choice.shots_path, first)
+    lines = _records(data, data.shown, "shots_path", choice.shots_path, first)
     lines = [line for line in lines if shown(line)][: choice.shots]
     if len(lines) < choice.shots:
         where = choice.shots_path or "the hub's split"

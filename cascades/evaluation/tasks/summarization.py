@@ -33,8 +33,8 @@ def xsum(
     return _summaries(
         name="xsum",
         whose=(
-            f"Prompt of our own, near to that of cnn_dailymail_abisee in {HARNESS}, which takes its prompt of xsum from "
-            "the package unitxt"
+            f"Prompt of our own, near to that of cnn_dailymail_abisee in {HARNESS}, which takes its prompt of xsum "
+            "from the package unitxt"
         ),
         data=data,
         choice=reading.Choice(path, limit, max_new_tokens, chat),

@@ -57,16 +57,19 @@ def wmt(
     checks.one_of("wmt.target", target, tuple(_LANGUAGES))
     if source == target:
         raise UserError(f"wmt.source and wmt.target must be two languages, not {source!r} both")
+    if not isinstance(test_set, str) or not test_set:
+        raise UserError(f"wmt.test_set must be the name of a test set, as in 'wmt14', not {test_set!r}")
     usual = f"{_LANGUAGES[source]} phrase: {_PLACE}\n{_LANGUAGES[target]} phrase:"
     from_hub = source_field in (None, source) and target_field in (None, target)
     pair = f"{target}-{source}" if source == "en" else f"{source}-{target}"
-    splits = (
+    asked, shown = (
         hub.Source(f"wmt/{test_set}", pair, split, hub.translation(source, target)) for split in ("test", "validation")
     )
     data = reading.Data(
         "wmt",
         {source_field or source: reading.TEXT, target_field or target: reading.TEXT},
-        *(splits if from_hub else (None, None)),
+        asked if from_hub else None,
+        shown if from_hub else None,
     )
     choice = reading.Choice(path, limit, max_new_tokens, chat, shots, shots_path)
     return _translation(
@@ -140,6 +143,8 @@ def _translation(
         raise UserError(
             f"{data.factory}.template must be a text with {_PLACE} where the sentence stands, not {template!r}"
         )
+    if len(data.fields) < 2:
+        raise UserError(f"{data.factory} needs a field of its own for the sentence and for its translation, not one")
     sentence, reference = data.fields
     before, _, after = (template or usual).partition(_PLACE)
     layout = reading.Layout(lambda record: f"{before}{record[sentence]}{after}", lambda record: f" {record[reference]}")
