@@ -1,0 +1,109 @@
+"""Summaries of news: XSum (Narayan et al., 2018) and CNN/DailyMail (Hermann et al., 2015; See et al., 2017)."""
+
+from cascades.errors import UserError
+from cascades.evaluation.tasks import hub, metrics, reading
+from cascades.evaluation.tasks.contract import HARNESS, Task
+
+_ROUGE = "ROUGE-2 is the headline, as in arXiv 2405.19261, and ROUGE-1 and ROUGE-L follow"
+
+
+def xsum(
+    *,
+    path: str | None = None,
+    limit: int | None = None,
+    template: str | None = None,
+    chat: bool = False,
+    max_new_tokens: int = 64,
+) -> Task:
+    """Returns XSum: a report of the BBC in one sentence.
+
+    Args:
+      path: a JSONL file with `document` and `summary`; the test split of EdinburghNLP/xsum by default.
+      template: the prompt, with "{document}" where the report stands, as in "summarize: {document}".
+      limit, chat, max_new_tokens: as in `gsm8k`.
+
+    Raises:
+      UserError: a knob is not what it should be, or rouge-score is not installed.
+    """
+    data = reading.Data(
+        "xsum",
+        {"document": reading.TEXT, "summary": reading.TEXT},
+        hub.Source("EdinburghNLP/xsum", None, "test", hub.kept("id", "document", "summary")),
+    )
+    return _summaries(
+        name="xsum",
+        whose=(
+            f"Prompt of our own, near to that of cnn_dailymail_abisee in {HARNESS}, which takes its prompt of xsum "
+            "from the package unitxt"
+        ),
+        data=data,
+        choice=reading.Choice(path, limit, max_new_tokens, chat),
+        template=template,
+        usual="Summarize the following article in one sentence:\n\n{document}\n\nSummary:",
+        stop=("\n",),
+    )
+
+
+def cnn_dailymail(
+    *,
+    path: str | None = None,
+    limit: int | None = None,
+    template: str | None = None,
+    chat: bool = False,
+    max_new_tokens: int = 128,
+) -> Task:
+    """Returns CNN/DailyMail, version 3.0.0: a report in a few sentences.
+
+    Args:
+      path: a JSONL file with `article` and `highlights`; the test split of abisee/cnn_dailymail by default.
+      template: the prompt, with "{article}" where the report stands. limit, chat, max_new_tokens: as in `gsm8k`.
+
+    Raises:
+      UserError: a knob is not what it should be, or rouge-score is not installed.
+    """
+    data = reading.Data(
+        "cnn_dailymail",
+        {"article": reading.TEXT, "highlights": reading.TEXT},
+        hub.Source("abisee/cnn_dailymail", "3.0.0", "test", hub.kept("id", "article", "highlights")),
+    )
+    return _summaries(
+        name="cnn_dailymail_abisee",
+        whose=f"Prompt and ROUGE of task cnn_dailymail_abisee, version 1, in {HARNESS}, BERTScore left out",
+        data=data,
+        choice=reading.Choice(path, limit, max_new_tokens, chat),
+        template=template,
+        usual="Summarize the following article:\n\n{article}\n\nSummary:",
+        stop=(),
+    )
+
+
+def _summaries(
+    *,
+    name: str,
+    whose: str,
+    data: reading.Data,
+    choice: reading.Choice,
+    template: str | None,
+    usual: str,
+    stop: tuple[str, ...],
+) -> Task:
+    choice.check(data.factory)
+    report, reference = data.fields
+    place = f"{{{report}}}"
+    if template is not None and (not isinstance(template, str) or place not in template):
+        raise UserError(
+            f"{data.factory}.template must be a text with {place} where the report stands, not {template!r}"
+        )
+    before, _, after = (template or usual).partition(place)
+    own = "; the prompt is the user's" if template is not None else ""
+    return Task(
+        name=name,
+        source=f"{whose}{own}; {_ROUGE}, times 100.",
+        examples=lambda: reading.examples(
+            data, choice, reading.Layout(lambda record: f"{before}{record[report]}{after}")
+        ),
+        metrics=tuple(metrics.rouge(kind, reference) for kind in ("2", "1", "L")),
+        stop=stop,
+        max_new_tokens=choice.max_new_tokens,
+        raw_prompt=not choice.chat,
+    )
