@@ -337,14 +337,17 @@ PROMPTS = ((1,), (1, 2, 0), (2, 3))
 
 @functools.cache
 def crowd(new: int = 40, rule: str | None = None, temperature: float | None = None) -> tuple[Case, ...]:
-    """Returns different cases: every rule with every setting; lengths, limits and strict tokens mixed.
+    """Returns 112 different cases: every rule with every setting; lengths, limits and strict tokens mixed.
+
+    A multiple of the number of controllers, so that a batch may be turned and every row keeps its own.
 
     Args:
       new: most new tokens; rows are asked for 5 to 13 fewer by turns.
       rule, temperature: where given, of every row.
     """
     cases = [(name, settings) for name in NAMES for settings in SETTINGS]
-    cases += [("lossless", settings) for settings in SETTINGS[:5]]
+    cases += [("lossless", settings) for settings in SETTINGS]
+    assert len(cases) % len(CONTROLLERS) == 0
     return tuple(
         Case(
             rule or name,

@@ -126,7 +126,7 @@ def _figures(
         return figure(list(zip(top, bottom, strict=True)), lambda sums: sums[0] / sums[1] if sums[1] else np.nan)
 
     def column(stats: Sequence[Mapping], name: str) -> list[float]:
-        return [each[name] for each in stats]
+        return [np.nan if each[name] is None else float(each[name]) for each in stats]
 
     told: dict[str, Any] = {"metrics": {}, "differences": {}, "times": {}}
     for metric in metrics:

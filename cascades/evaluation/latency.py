@@ -1,6 +1,6 @@
 """What an answer would take on another machine: its counts, times what each pass costs there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cascades.errors import UserError
@@ -48,8 +48,3 @@ def expected(stats: Mapping[str, Any], costs: PassCosts) -> float:
     rounds = [max(a - b, 0) for a, b in zip(longer, positions, strict=True)]  # by how many drafts they had
     passes = sum(count * cost for count, cost in zip(rounds, costs.verify, strict=False))
     return passes + stats["drafter_steps"] * costs.draft
-
-
-def longest(lines: Sequence[Mapping[str, Any]]) -> int:
-    """Returns the longest draft of any answer."""
-    return max((sum(at > 0 for at in line["stats"]["drafted_by_position"]) for line in lines), default=0)

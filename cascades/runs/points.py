@@ -51,7 +51,7 @@ def points(
     controllers: Sequence[Any],
     settings: Settings,
     baselines: Any = (),
-    temperatures: Sequence[float] | None = None,
+    temperatures: Any = None,
 ) -> list[Point]:
     """Returns the verifier alone, the baselines, and every rule at every threshold with every controller.
 

@@ -67,7 +67,7 @@ def sweep(
     lookahead: Any = verifier_guided,
     temperatures: Any = None,
     tasks: Any = (),
-    clock: bool = True,
+    clock: Any = True,
     repeats: int = 3,
     score: Any = None,
     latency_costs: Any = None,
@@ -108,7 +108,7 @@ def sweep(
     checks.whole("REPEATS", repeats, 1)
     if score is not None and not callable(score):
         raise UserError(f"SCORE must be a function of a record and a text, as @my_scores.exact, or None, not {score!r}")
-    costs = _costs(latency_costs)
+    costs = _costs(latency_costs, settings)
     report.need_matplotlib()
     tasks = _tasks(tasks, score)
     entries = _entries(tasks) if tasks else read_prompts(input)
@@ -273,12 +273,20 @@ def _of(entries: Sequence[dict[str, Any]], task: Task) -> list[dict[str, Any]]:
     return [entry for entry in entries if entry["task"] == task.name]
 
 
-def _costs(given: Any) -> dict[str, latency.PassCosts]:
+def _costs(given: Any, settings: Settings) -> dict[str, latency.PassCosts]:
     if given is None:
         return {}
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
         raise UserError(f"LATENCY must be names and costs, as in {{'Gemma, v5e': (0.4, (1.0, 1.1))}}, not {given!r}")
-    return {name: latency.pass_costs(name, each) for name, each in given.items()}
+    costs = {name: latency.pass_costs(name, each) for name, each in given.items()}
+    for name, each in costs.items():
+        longest = len(each.verify) - 1
+        if longest < settings.k_max:
+            raise UserError(
+                f"LATENCY of {name!r} holds drafts of up to {longest} token{'s' * (longest != 1)}, but K_MAX is "
+                f"{settings.k_max}: give it a pass for each length, or lower K_MAX"
+            )
+    return costs
 
 
 def file_task(score: Any) -> Task:

@@ -115,15 +115,13 @@ def test_strict_tokens_follow_the_verifier_and_those_behind_them_the_rule(coupli
     state = decode(lab(coupling, "target", VOCAB, 3), batch, SLOTS, forced, rounds=LENGTH)
     start = np.asarray(batch.length)[:, None] + np.arange(LENGTH)
     taken = np.take_along_axis(np.asarray(state.tokens), start, axis=1).reshape(len(STRICT), copies, LENGTH)
-    laws, far = [], []
+    laws, apart = [], 0
     for case in STRICT:
         pi, _, p = tables(case)
         laws.append(reference.strict_law(pi, p, VOCAB, case.prompt, LENGTH, case.strict))
-        far += [
-            reference.distance(laws[-1], reference.autoregressive_law(each, VOCAB, case.prompt, LENGTH))
-            for each in (pi, p)
-        ]
-    assert np.median(far) > 0.05  # neither the rule's law throughout nor the verifier's
+        others = [reference.autoregressive_law(each, VOCAB, case.prompt, LENGTH) for each in (pi, p)]
+        apart += all(reference.distance(laws[-1], other) > 0.05 for other in others)
+    assert apart >= 12  # neither the rule's law throughout nor the verifier's
     check(taken, laws, range(len(STRICT)))
 
 
