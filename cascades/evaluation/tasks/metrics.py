@@ -53,7 +53,7 @@ def bleu(reference: str, tokenize: str = "13a") -> Metric:
 
     def statistics(record: dict[str, Any], text: str) -> tuple[float, ...]:
         found = _bleu(tokenize).sentence_score(text, [record[reference]])
-        return (*found.counts, *found.totals, found.sys_len, found.ref_len)
+        return tuple(map(float, (*found.counts, *found.totals, found.sys_len, found.ref_len)))
 
     def value(sums: np.ndarray) -> float:
         counts = [round(each) for each in sums.tolist()]
@@ -77,7 +77,7 @@ def chrf(reference: str) -> Metric:
     # sacrebleu gives a sentence's counts and the score of summed ones under private names alone; a test compares the
     # two with its public function.
     def statistics(record: dict[str, Any], text: str) -> tuple[float, ...]:
-        return tuple(_chrf()._extract_corpus_statistics([text], [[record[reference]]])[0])
+        return tuple(map(float, _chrf()._extract_corpus_statistics([text], [[record[reference]]])[0]))
 
     def value(sums: np.ndarray) -> float:
         return float(_chrf()._compute_f_score([round(each) for each in sums.tolist()]))
@@ -99,7 +99,7 @@ def rouge(kind: str, reference: str) -> Metric:
     definition = f"Mean F1 of ROUGE-{kind} (Lin, 2004), times 100, by rouge-score {version} with use_stemmer=True."
 
     def scorer(record: dict[str, Any], text: str) -> float:
-        return _rouge(record[reference], text)[f"rouge{kind}"].fmeasure
+        return float(_rouge(record[reference], text)[f"rouge{kind}"].fmeasure)
 
     return mean(f"ROUGE-{kind}", definition, scorer, highest=100.0)
 

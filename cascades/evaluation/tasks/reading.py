@@ -88,12 +88,13 @@ def examples(
       UserError: a file cannot be read, is empty, or a line is not JSON or not as it should be; the hub cannot be read;
         there are fewer lines to show than `shots`, or none to ask; two lines have one id.
     """
+    records = _records(data, data.asked, "path", choice.path)
     shots = _shots(data, choice, shown)
     prefix = layout.before
     if layout.answer is not None:
         prefix += "".join(layout.question(shot) + layout.answer(shot) + layout.between for shot in shots)
     found: dict[str, Example] = {}
-    for place, record in enumerate(_records(data, data.asked, "path", choice.path)):
+    for place, record in enumerate(records):
         name = record.get(data.id)
         id = f"{data.factory}/{place}" if name is None else str(name)
         if id in found:
@@ -125,8 +126,8 @@ def _records(
 ) -> list[dict[str, Any]]:
     if path is not None:
         return lines(path, data.fields)
-    names = " and ".join(name.replace("|", " or ") for name in data.fields)
-    wanted = f"the field{'s' if len(data.fields) > 1 else ''} {names}"
+    *most, last = (name.replace("|", " or ") for name in data.fields)
+    wanted = f"the fields {', '.join(most)} and {last}"
     knob = f"{data.factory}.{knob}"
     if source is None:
         raise UserError(
