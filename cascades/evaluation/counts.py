@@ -86,7 +86,8 @@ def summarise(
     level: float = LEVEL,
     seed: int = 0,
 ) -> list[CountRow]:
-    """Returns a row for each task, temperature and point, in the order in which they first occur.
+    """Returns a row for each task, temperature and point: the verifier alone, then rules as they first occur, thresholds
+    in order.
 
     Args:
       lines: of count runs of one run's settings; of equal keys the last counts. costs: by name.
@@ -96,8 +97,16 @@ def summarise(
     for line in lines:
         groups[tuple(line[name] for name in ("task", *_POINT))][line["prompt_id"]] = line
     known, rows = {task.name: task for task in tasks}, []
-    for group, answers in groups.items():
+    rules = list(dict.fromkeys((VERIFIER, *(group[2] for group in groups))))
+
+    def place(group: tuple) -> tuple:
+        task, temperature, rule, identity, *controller, alpha = group
+        at = list(known).index(task) if task in known else len(known)
+        return at, temperature, rules.index(rule), identity, *controller, -np.inf if alpha is None else alpha
+
+    for group in sorted(groups, key=place):
         task, temperature, rule, _, lookahead, _, alpha = group
+        answers = groups[group]
         base = groups.get((task, temperature, VERIFIER, "", "", "", None))
         if task in known and base is not None and (both := sorted(answers.keys() & base.keys())):
             pairs = [(answers[each], base[each]) for each in both]

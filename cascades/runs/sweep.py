@@ -178,7 +178,7 @@ def _counted(
         counting.Counted(point, at)
         for point in swept
         for at, entry in enumerate(work.entries)
-        if (entry["task"], *described(point).values(), entry["id"]) not in have
+        if counts.key({"task": entry["task"], **described(point), "prompt_id": entry["id"]}) not in have
     ]
     with terminal.progress(err, len(wanted)) as (tell, advance):
         for number, (each, answer) in enumerate(counting.counted(wanted, engines, work.requests), 1):

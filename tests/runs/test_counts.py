@@ -51,7 +51,7 @@ def run(tiny_pair, tmp_path, monkeypatch):
         given = {
             name: own.pop(name) for name in ("rules", "lookahead", "tasks", "baselines", "temperatures") if name in own
         }
-        return sweep(**given, **tiny.specs(**common, output_dir=str(tmp_path / "out"), **own))
+        return sweep(**given, **tiny.specs(**common | {"output_dir": str(tmp_path / "out")} | own))
 
     return swept
 
@@ -63,7 +63,7 @@ def lines(folder):
 def test_points_and_baselines_are_counted_beside_the_verifier_at_each_temperature(run, tmp_path, capsys):
     costs = {"a slice": (0.25, (1.0, 1.1, 1.1, 1.2)), "free passes": (0.0, (1.0,) * 4)}
     rows = run(baselines=BASELINES, temperatures=(0, 1.0), latency_costs=costs)
-    names = [("verifier_only", None), ("drafter_only", None), ("min_p", 0.5)]
+    names = [("verifier_only", None), ("min_p", 0.5), ("drafter_only", None)]  # as the programs come
     names += [("token_cascade", 0.5), ("token_cascade", 1.0), ("sequence_cascade", 0.0), ("sequence_cascade", 50.0)]
     names += [("lossless", None), ("token_v3", 0.3), ("token_v3", 1.0)]
     assert [(row.temperature, row.rule, row.alpha) for row in rows] == [
@@ -100,7 +100,7 @@ def test_points_and_baselines_are_counted_beside_the_verifier_at_each_temperatur
     out = tmp_path / "out"
     for name in ("counts.words.0.png", "counts.words.1.svg", "counts.html"):
         assert (out / name).stat().st_size > 1000
-    table = list(csv.DictReader((out / "counts.csv").open()))
+    table = list(csv.DictReader((out / "counts.csv").read_text().splitlines()))
     assert len(table) == len(rows) and float(table[0]["share of e"]) == alone.metrics["share of e"].value
     page = (out / "counts.html").read_text()
     assert "nothing was timed" in page and "a slice" in page and page.count("<figure>") == 2 * 3 * len(names)
@@ -110,10 +110,10 @@ def test_points_and_baselines_are_counted_beside_the_verifier_at_each_temperatur
 def test_what_was_counted_is_not_counted_again_and_does_not_hang_on_the_rest(run, tmp_path):
     rows = run(temperatures=(1.0,))
     first = lines(tmp_path)
-    assert run(temperatures=(1.0,)) == rows and lines(tmp_path) == first
+    assert str(run(temperatures=(1.0,))) == str(rows) and lines(tmp_path) == first  # nan is not itself
     kept = [line for at, line in enumerate(first) if at % 3]
     (tmp_path / "out" / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept) + '{"run": "torn')
-    assert run(temperatures=(1.0,)) == rows
+    assert str(run(temperatures=(1.0,))) == str(rows)
 
     def texts(of):
         return {(line["rule"], line["alpha"], line["prompt_id"]): line["text"] for line in of if "rule" in line}
@@ -123,7 +123,7 @@ def test_what_was_counted_is_not_counted_again_and_does_not_hang_on_the_rest(run
     ]
     assert texts(written) == texts(first) and len(written) == len(first)
     more = run(temperatures=(1.0,), rules=(*RULES, (rules.token_v3, (0.6,))))
-    assert len(more) == len(rows) + 1 and [row for row in more if row.alpha != 0.6] == rows
+    assert len(more) == len(rows) + 1 and str([row for row in more if row.alpha != 0.6]) == str(rows)
 
 
 def test_a_score_that_fails_on_one_answer_costs_no_other(run, tmp_path, capsys):
