@@ -147,5 +147,10 @@ class T5Config:
     start: int = 0
     norm_eps: float = 1e-6
 
+    @property
+    def reads_features(self) -> bool:
+        """Such a model reads no hidden states of another."""
+        return False
+
 
 Config = DecoderConfig | T5Config

@@ -16,7 +16,7 @@ from cascades.decoding import round as rounds
 from cascades.decoding.draft import Asked, Draft, Drafting, Said
 from cascades.decoding.plan import CHOICE
 from cascades.lookahead import given_costs
-from cascades.models import DecoderConfig, abstract_params, decoder, logical_axes
+from cascades.models import Config, abstract_params, build, logical_axes
 from cascades.models.api import CHUNKS
 from cascades.planning import hlo
 from cascades.planning.chips import Chip
@@ -29,7 +29,7 @@ from cascades.typing import Model
 class Cost(NamedTuple):
     """One step on one chip, in bytes but for `flops`.
 
-    weights, cache: what it holds, and must read once: their sum is the least that a pass can move. temporaries: beside
+    weights, cache: what it must read once: their sum is the least that a pass can move. temporaries: beside
     them. aliased: buffers that are updated in place. moved: read from and written to HBM, see `hlo.traffic`.
     counted: the compiler's own count. collectives: count and bytes by kind. chosen, chosen_collectives: what of
     these rules and sampling take.
@@ -72,7 +72,7 @@ class Side(NamedTuple):
     `models.decoder`.
     """
 
-    config: DecoderConfig
+    config: Config
     place: Layout
     weights: str | None = None
     cache: str | None = None
@@ -182,7 +182,7 @@ def _arrays(side: Side, sizes: Sizes) -> tuple[Model, Any, Any]:
     """A model, and the shapes of its weights and cache in their places."""
     config, place, dtype = side.config, side.place, jnp.bfloat16
     cache_dtype, (chunk,) = jnp.int8 if side.cache else None, CHUNKS["tpu"]
-    model = decoder(config, dtype, place, cache_dtype, kernels=side.kernels, features=side.features, chunk=chunk)
+    model = build(config, dtype, place, cache_dtype, kernels=side.kernels, features=side.features, chunk=chunk)
     params = abstract_params(config, dtype)
     params = quantization.pack_all(params, side.weights) if side.weights else params
     params = jax.tree.map(
@@ -205,7 +205,7 @@ def _cost(run: Callable, donated: tuple[int, ...], arguments: tuple, params: Any
     program = hlo.parse(compiled.as_text() or "")
     assert memory is not None and figures is not None
     return Cost(
-        weights=_bytes(params),
+        weights=_bytes({name: part for name, part in params.items() if not name.startswith("encoder")}),
         cache=_bytes(cache),
         temporaries=memory.temp_size_in_bytes,
         aliased=memory.alias_size_in_bytes,

@@ -7,14 +7,14 @@ from typing import NamedTuple
 from cascades import checkpoints
 from cascades.errors import UserError
 from cascades.generation import ModelSpec
-from cascades.models import PRESETS, DecoderConfig, pairing, preset
+from cascades.models import PRESETS, Config, DecoderConfig, pairing, preset
 
 
 class Planned(NamedTuple):
     """A model of a plan. name: of its preset, or else where its files are."""
 
     name: str
-    config: DecoderConfig
+    config: Config
     spec: ModelSpec
 
 
@@ -46,16 +46,21 @@ def planned(knob: str, spec: ModelSpec) -> Planned:
         )
     else:
         name, config = uri, checkpoints.read_config(uri)  # which says that there is no such file
-    if not isinstance(config, DecoderConfig):
-        raise UserError(f"{name} is an encoder–decoder, but a decoder was expected, such as gemma2_2b")
     if config.reads_features and knob == "VERIFIER":
         raise UserError(f"{uri} is a drafter that reads another model's hidden states: it cannot be a VERIFIER")
     return Planned(name, config, spec)
 
 
-def check_features(verifier: Planned, drafter: Planned) -> None:
-    """Raises a UserError unless a drafter that reads hidden states was made for a verifier of this width."""
+def check_pair(verifier: Planned, drafter: Planned) -> None:
+    """Raises a UserError unless both are of one kind, and a drafter that reads hidden states for one of this width."""
     large, small = verifier.config, drafter.config
+    if type(large) is not type(small):
+        kinds = [
+            "a decoder" if isinstance(config, DecoderConfig) else "an encoder–decoder" for config in (large, small)
+        ]
+        raise UserError(
+            f"{verifier.name} is {kinds[0]} and {drafter.name} {kinds[1]}: a pair reads its prompts in the same way"
+        )
     if small.reads_features and small.d_model != large.d_model:
         raise UserError(
             f"{drafter.name} was made for another verifier: it reads hidden states of {small.d_model} numbers, and "

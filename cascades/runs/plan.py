@@ -19,7 +19,7 @@ from cascades.planning.chips import layout_on, slices
 from cascades.planning.fit import as_json, fit, smallest_slice
 from cascades.planning.passes import Sizes, loop_of, whole_cost
 from cascades.planning.report import comparison, grid, show, tell
-from cascades.planning.shapes import Planned, check_features, planned
+from cascades.planning.shapes import Planned, check_pair, planned
 from cascades.rules import Rule
 from cascades.runs.plan_drafters import jobs_of, plan_drafters, several
 from cascades.training.drafters import Kind
@@ -89,7 +89,7 @@ def plan(
     small = None if table else planned("DRAFTER", drafter)
     if small:
         for each in large:
-            check_features(each, small)
+            check_pair(each, small)
     sizes = {cell: sized(cell, [small]) for cell in cells} if small else {}
     if output is not None:
         records.check_writable(output)

@@ -16,7 +16,7 @@ from cascades.planning.chips import Chip
 from cascades.planning.fit import SOURCE, Sides, cost_as_json
 from cascades.planning.passes import Sizes, draft_cost, held, loop_of, verify_cost
 from cascades.planning.report import drafters, show
-from cascades.planning.shapes import Planned, check_features, planned
+from cascades.planning.shapes import Planned, check_pair, planned
 from cascades.planning.speeds import worth
 from cascades.rules import Rule
 from cascades.runs import fingerprint
@@ -66,7 +66,7 @@ def jobs_of(
     for cell in cells:
         models = there + [_made(kind, cell.verifier, drafter) for kind in made]
         for each in models:
-            check_features(cell.verifier, each)
+            check_pair(cell.verifier, each)
         each_way = [_under(strategy, each) for each in models for strategy in listed(drafter.strategy)]
         reads = any(each.config.reads_features for each in models)
         jobs.append(Job(cell, each_way, look_ups, reads, sizes(cell, models)))
@@ -158,6 +158,8 @@ def _worth(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _made(kind: Kind, verifier: Planned, spec: ModelSpec) -> Planned:
+    if not isinstance(verifier.config, DecoderConfig):
+        raise UserError(f"{kinds.name_of(kind)} drafts for a decoder, and {verifier.name} is an encoder–decoder")
     config, name = kinds.config_of(kind, verifier.config), kinds.name_of(kind)
     if not isinstance(config, DecoderConfig):
         raise UserError(f"{name} makes an encoder–decoder for {verifier.name}, but a decoder was expected")

@@ -38,7 +38,7 @@ def planned(*, verifier="gemma2_9b", drafter="gemma2_2b", **knobs):
         ({"acceptance": 1.5}, "ACCEPTANCE must be a number from 0 to 1"),
         ({"context": 1 << 20}, "CONTEXT must be at most 8192"),
         ({"context": [2048, 1 << 20]}, "CONTEXT must be at most 8192"),
-        ({"verifier": "t5_large"}, "t5_large is an encoder–decoder"),
+        ({"verifier": "t5_large"}, "t5_large is an encoder–decoder and gemma2_2b a decoder: a pair reads its prompts"),
         ({"weights": [None, "int4"]}, "WEIGHTS must be 'int8' or 'w8a8' or None, not 'int4'"),
         ({"batch_size": []}, "BATCH_SIZE must be a whole number from 1"),
         ({"mesh": 2}, r"MESH must be \(data, model\), two whole numbers from 1"),
@@ -56,7 +56,11 @@ def planned(*, verifier="gemma2_9b", drafter="gemma2_2b", **knobs):
         ({"drafter": None, "kind": own(architecture="t5_small")}, "own makes an encoder–decoder for gemma2_9b"),
         ({"kind": own(architecture=decoder())}, "CONTEXT must be at most 512"),
         ({"verifier": "hf://google/gemma-2-9b-it"}, "set VERIFIER_PRESET, as in --gin.VERIFIER_PRESET="),
-        ({"drafter": "hf://google/gemma-2-2b-it", "drafter_preset": "t5_small"}, "t5_small is an encoder–decoder"),
+        ({"drafter": "hf://google/gemma-2-2b-it", "drafter_preset": "t5_small"}, "t5_small an encoder–decoder"),
+        (
+            {"verifier": "t5_large", "drafter": "t5_small", "kind": eagle()},
+            "eagle drafts for a decoder, and t5_large is",
+        ),
         ({"verifier": "no/such/model.gguf"}, "there is no file or directory no/such/model.gguf"),
         ({"output": "/nowhere/plan.jsonl"}, "there is no folder /nowhere"),
     ],
@@ -121,6 +125,20 @@ def test_the_tpu_compiler_plans_slices(tmp_path):
     loop = line["loop"]
     assert loop["aliased"] > 0.95 * loop["state"]  # the whole loop carries its caches in place
     assert loop["temporaries"] < line["verify"]["1"]["weights"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBTPU, reason="needs libtpu: pip install -e '.[tpu]'")
+def test_an_encoder_decoder_is_planned_by_what_its_decoder_reads(tmp_path):
+    output = tmp_path / "plan.jsonl"
+    small = ("--gin.VERIFIER='t5_base'", "--gin.DRAFTER='t5_small'", "--gin.K_MAX=1", "--gin.CONTEXT=256")
+    done = launch("--topology=v4:2x2x1", *small, "--gin.BATCH_SIZE=1", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    (line,) = tiny.lines(output)
+    assert line["fits"]
+    for cost in (line["draft"], *line["verify"].values()):
+        assert cost["weights"] < 0.8 * line["needed"] and cost["aliased"] >= 0.5 * cost["cache"]  # the input's stays
+        assert 0.8 * cost["least"] < cost["moved"] < 2 * cost["least"]
 
 
 @pytest.mark.slow
