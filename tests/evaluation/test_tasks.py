@@ -4,6 +4,7 @@ import gzip
 import inspect
 import itertools
 import json
+import subprocess
 import sys
 import types
 
@@ -256,6 +257,12 @@ def test_the_first_examples_keep_their_names(write):
     assert [each.id for each in tasks.gsm8k(path=path, shots=0, limit=2).examples()] == ["gsm8k/0", "gsm8k/1"]
     # What is shown is not asked, and the others are who they were.
     assert [each.id for each in tasks.gsm8k(path=path, shots=1, shots_path=path).examples()] == ["gsm8k/1", "gsm8k/2"]
+
+
+def test_naming_tasks_loads_nothing_heavy():
+    code = "import sys, cascades.evaluation.tasks, cascades.evaluation.bootstrap; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "numpy" in loaded and not {"jax", "gin", "sacrebleu", "rouge_score", "datasets"} & set(loaded)
 
 
 @pytest.mark.parametrize("name", FACTORIES)
