@@ -169,6 +169,7 @@ def test_wmt(write):
     assert (task.name, task.stop) == ("wmt22-en-de", ("\n",))
     back = tasks.wmt(source="de", target="en", path=path, template="translate German to English: {source}")
     assert prompts(back)[1] == "translate German to English: Nein." and back.name == "wmt14-de-en"
+    assert "tok:13a" in back.metrics[0].definition and "tok:zh" in tasks.wmt(target="zh").metrics[0].definition
 
 
 def test_multi30k_is_the_sentence(write):
