@@ -4,6 +4,7 @@ import gzip
 import inspect
 import itertools
 import json
+import subprocess
 import sys
 import types
 
@@ -168,6 +169,7 @@ def test_wmt(write):
     assert (task.name, task.stop) == ("wmt22-en-de", ("\n",))
     back = tasks.wmt(source="de", target="en", path=path, template="translate German to English: {source}")
     assert prompts(back)[1] == "translate German to English: Nein." and back.name == "wmt14-de-en"
+    assert "tok:13a" in back.metrics[0].definition and "tok:zh" in tasks.wmt(target="zh").metrics[0].definition
 
 
 def test_multi30k_is_the_sentence(write):
@@ -256,6 +258,12 @@ def test_the_first_examples_keep_their_names(write):
     assert [each.id for each in tasks.gsm8k(path=path, shots=0, limit=2).examples()] == ["gsm8k/0", "gsm8k/1"]
     # What is shown is not asked, and the others are who they were.
     assert [each.id for each in tasks.gsm8k(path=path, shots=1, shots_path=path).examples()] == ["gsm8k/1", "gsm8k/2"]
+
+
+def test_naming_tasks_loads_nothing_heavy():
+    code = "import sys, cascades.evaluation.tasks, cascades.evaluation.bootstrap; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "numpy" in loaded and not {"jax", "gin", "sacrebleu", "rouge_score", "datasets"} & set(loaded)
 
 
 @pytest.mark.parametrize("name", FACTORIES)

@@ -96,7 +96,8 @@ def rouge(kind: str, reference: str) -> Metric:
       UserError: rouge-score is not installed.
     """
     version = _version("rouge-score", f"ROUGE-{kind}")
-    definition = f"Mean F1 of ROUGE-{kind} (Lin, 2004), times 100, by rouge-score {version} with use_stemmer=True."
+    whole = ", the whole summary as one sentence" if kind == "L" else ""
+    definition = f"Mean F1 of ROUGE-{kind} (Lin, 2004){whole}, times 100, by rouge-score {version}, use_stemmer=True."
 
     def scorer(record: dict[str, Any], text: str) -> float:
         return float(_rouge(record[reference], text)[f"rouge{kind}"].fmeasure)

@@ -46,10 +46,10 @@ def squad_v2(
     )
 
     def exact(record: dict[str, Any], text: str) -> float:
-        return answers.exact(_said(text), record["answers"] or [""])
+        return answers.exact(_said(text), _spans(record))
 
     def f1(record: dict[str, Any], text: str) -> float:
-        return answers.f1(_said(text), record["answers"] or [""])
+        return answers.f1(_said(text), _spans(record))
 
     same = f"Share of answers that are a reference, or say that there is none where there is none, {_SQUAD_SCRIPT}"
     words = f"Mean F1 of the words shared with the best reference, {_SQUAD_SCRIPT}"
@@ -231,6 +231,11 @@ def _added(shots: int) -> str:
 
 def _answerable(record: dict[str, Any]) -> bool:
     return bool(record["answers"])
+
+
+def _spans(record: dict[str, Any]) -> list[str]:
+    """The references, but for those of which nothing is left; an empty one where there are none."""
+    return [answer for answer in record["answers"] if answers.normalized(answer)] or [""]
 
 
 def _said(text: str) -> str:
