@@ -86,8 +86,8 @@ def summarise(
     level: float = LEVEL,
     seed: int = 0,
 ) -> list[CountRow]:
-    """Returns a row for each task, temperature and point: the verifier alone, then rules as they first occur, thresholds
-    in order.
+    """Returns a row for each task, temperature and point: the verifier alone, then rules as they first occur, each with
+    its thresholds in order.
 
     Args:
       lines: of count runs of one run's settings; of equal keys the last counts. costs: by name.

@@ -26,6 +26,8 @@ def pass_costs(name: str, given: Any) -> PassCosts:
     try:
         draft, verify = given
         verify = tuple(float(each) for each in verify)
+        if not verify:
+            raise ValueError("no verifier pass")
         given_costs(len(verify) - 1, float(draft), verify)
     except (TypeError, ValueError) as error:
         raise UserError(

@@ -31,7 +31,7 @@ CHIPS = {
     "v6e": Chip(32e9, 1600e9, 918e12, 400e9),
 }
 SLICES = {
-    "v4": ("2x2x1", "2x2x2", "2x2x4"),
+    "v4": ("1x1x1", "2x2x1", "2x2x2", "2x2x4"),
     "v5e": ("1x1", "2x2", "2x4", "4x4"),
     "v5p": ("2x2x1", "2x2x2", "2x2x4"),
     "v6e": ("1x1", "2x2", "2x4", "4x4"),
@@ -60,7 +60,9 @@ def slice_devices(topology: str) -> tuple[Chip, list[Any]]:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("planning needs the TPU compiler, libtpu, which is not installed: pip install -e '.[tpu]'")
     try:
-        options = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(map(int, shape.split("x"))) == 1 else {}
+        options: dict = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(map(int, shape.split("x"))) == 1 else {}
+        if kind == "v4":  # its two cores as one device, as they are used; libtpu would tell of both
+            options["chip_config_name"] = "megacore"
         description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except Exception as error:  # whatever libtpu says, or that there is none
         reason = str(error).strip().split("\n")[0]

@@ -73,7 +73,7 @@ def tell(
             part = [row for row in rows if (row.task, row.temperature) == (task.name, temperature)]
             heading = f"{task.name or 'prompts'} at temperature {temperature:g}, {part[0].examples} examples"
             out.print(f"\n{heading}", style="bold", highlight=False)
-            out.print(_table(part))
+            out.print(table(part, task))
             name = f"counts.{task.name or 'prompts'}.{temperature:g}"
             figure = plot(part, task)
             image = report.png(figure)
@@ -199,39 +199,68 @@ def _head(rows: Sequence[CountRow]) -> list[str]:
     return [*columns, *metrics, *(f"time, {name}" for name in times), *(title for title, _, _ in _FIGURES.values())]
 
 
-def _cells(row: CountRow, rows: Sequence[CountRow], intervals: bool) -> list[str]:
+def _cells(row: CountRow, rows: Sequence[CountRow]) -> list[str]:
+    """With the interval of each figure."""
+
     def told(figure: Figure, form: str) -> str:
-        if not _known(figure):
-            return "–"
-        inside = (
-            f" ({form.format(figure.low)} – {form.format(figure.high)})"
-            if intervals and _known(Figure(figure.low, 0, 0))
-            else ""
-        )
-        return form.format(figure.value) + inside
+        inside = f" ({form.format(figure.low)} – {form.format(figure.high)})" if math.isfinite(figure.low) else ""
+        return _told(figure, form) + inside
 
     several = len({each.lookahead for each in rows if each.lookahead}) > 1
-    cells = ["verifier" if row.rule == VERIFIER else row.rule, *([row.lookahead or "–"] if several else [])]
-    cells.append("–" if row.alpha is None else f"{row.alpha:g}")
+    cells = [_name(row), *([row.lookahead or "–"] if several else []), _alpha(row)]
     cells += [told(figure, "{:.3g}") for figure in row.metrics.values()]
     cells += [told(figure, "{:.2f}x") for figure in row.times.values()]
     return cells + [told(getattr(row, name), form) for name, (_, form, _) in _FIGURES.items()]
 
 
-def _table(rows: Sequence[CountRow]) -> Table:
-    drawn = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in _head(rows):
-        drawn.add_column(name, justify="left" if name in ("rule", "lookahead") else "right", no_wrap=True)
+def _name(row: CountRow) -> str:
+    return "verifier" if row.rule == VERIFIER else row.rule
+
+
+def _alpha(row: CountRow) -> str:
+    return "–" if row.alpha is None else f"{row.alpha:g}"
+
+
+def _told(figure: Figure, form: str) -> str:
+    return form.format(figure.value) if _known(figure) else "–"
+
+
+def table(rows: Sequence[CountRow], task: Task) -> Table:
+    """Returns the table for a terminal, 80 columns wide: the first metric with its interval, and the first time."""
+    title, quality = _quality(task)
+    time = next(iter(rows[0].times), None)
+    several = len({row.lookahead for row in rows if row.lookahead}) > 1
+    columns: dict[str, Callable[[CountRow], str]] = {"rule": lambda row: _name(row)}
+    if several:
+        columns["lookahead"] = lambda row: row.lookahead or "–"
+    columns |= {
+        "alpha": _alpha,
+        "score": lambda row: _told(quality(row), "{:.3g}"),
+        "from – to": lambda row: f"{quality(row).low:.3g} – {quality(row).high:.3g}",
+    }
+    if time is not None:
+        columns["time"] = lambda row: _told(row.times[time], "{:.2f}x")
+    columns |= {
+        heading: lambda row, name=name, form=form: _told(getattr(row, name), form)
+        for name, (heading, form, _) in _FIGURES.items()
+        if name not in ("rejection", "log_p")
+    }
+    caption = f"score: {title}, its interval beside it" + (f"; time: computed for {time}" if time else "")
+    drawn = Table(
+        header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left"
+    )
+    for heading in columns:
+        drawn.add_column(heading, justify="left" if heading in ("rule", "lookahead") else "right", no_wrap=True)
     for before, row in zip([None, *rows], rows, strict=False):
         if before is not None and before.rule != row.rule:
             drawn.add_section()
-        drawn.add_row(*_cells(row, rows, intervals=False))
+        drawn.add_row(*(told(row) for told in columns.values()))
     return drawn
 
 
 def _section(heading: str, rows: Sequence[CountRow], task: Task, image: bytes) -> str:
     head = [f"<th>{html.escape(name)}</th>" for name in _head(rows)]
-    body = ["".join(f"<td>{html.escape(each)}</td>" for each in _cells(row, rows, intervals=True)) for row in rows]
+    body = ["".join(f"<td>{html.escape(each)}</td>" for each in _cells(row, rows)) for row in rows]
     picture = f"data:image/png;base64,{base64.b64encode(image).decode()}"
     return (
         f"<h2>{html.escape(heading)}</h2>\n<p>{html.escape(task.source)}.</p>\n"

@@ -142,9 +142,8 @@ def sweep(
         assert pair.drafter is not None  # every method of a sweep needs one
         title = f"{short(pair.drafter.uri)} -> {short(pair.verifier.uri)}"
         if clock:
-            rows = clock_report.tell(
-                lines, work.tasks, score, folder, f"{settings.method}: {title}", about, repeats, err
-            )
+            given = lines, work.tasks, score, folder, f"{settings.method}: {title}", about, repeats, err
+            rows = clock_report.tell(*given)  # pyright: ignore[reportArgumentType]
         else:
             rows = counts.summarise(lines, work.tasks, costs)
             count_report.tell(rows, lines, work.tasks, folder, title, about, err)

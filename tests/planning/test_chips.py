@@ -1,6 +1,7 @@
 """Chips and slices by name, and how their chips are split."""
 
 import importlib.util
+import math
 
 import pytest
 
@@ -27,3 +28,13 @@ def test_slices_by_name():
 def test_a_batch_that_the_chips_cannot_be_split_for_is_told():
     with pytest.raises(UserError, match="the 8 chips of v5e:2x4 cannot be split 3 ways"):
         layout_on("v5e:2x4", 3, "tensor")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBTPU, reason="needs libtpu: pip install -e '.[tpu]'")
+@pytest.mark.parametrize("kind", SLICES)
+def test_a_slice_has_a_device_for_each_chip(kind):
+    for shape in SLICES[kind]:
+        chip, devices = slice_devices(f"{kind}:{shape}")
+        assert chip == CHIPS[kind] and len(devices) == math.prod(map(int, shape.split("x")))
+        layout_on(f"{kind}:{shape}", 1, "tensor")
