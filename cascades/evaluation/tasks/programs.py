@@ -171,7 +171,7 @@ def _mbpp(factory: str) -> reading.Data:
 
 def _pass(what: str, program: Callable[[dict[str, Any], str], str]) -> Metric:
     def scorer(record: dict[str, Any], text: str) -> float:
-        from cascades.evaluation.sandbox import run_program  # pyright: ignore[reportMissingImports]
+        from cascades.evaluation.sandbox import run_program
 
         return float(run_program(program(record, text), seconds=_SECONDS).passed)
 
