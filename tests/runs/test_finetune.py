@@ -36,6 +36,14 @@ def held_out(folder):
     return [loss for _, aside, loss in curve(folder) if aside]
 
 
+def set_back(folder):
+    """Leaves of a run of four steps what it had after two: two lines, and an evaluation on both sides."""
+    shutil.rmtree(folder / "model")
+    shutil.rmtree(folder / "checkpoints" / "4")
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:4]))
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "sums.jsonl"
@@ -102,10 +110,7 @@ def test_a_run_goes_on_from_its_own_state_and_reads_no_weights(saved_t5, knobs, 
     shutil.copytree(saved_t5[0], source)
     assert train(*knobs(MODEL=str(source))) == 0
     expected, model = curve(folder), checkpoints.load(folder / "model", progress=False).params
-    shutil.rmtree(folder / "model")
-    shutil.rmtree(folder / "checkpoints" / "4")
-    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (folder / "metrics.jsonl").write_text("".join(lines[:4]))  # steps 1 and 2, and an evaluation on both sides
+    set_back(folder)
     tensors = load_file(source / "model.safetensors")
     save_file({name: np.full_like(leaf, np.nan) for name, leaf in tensors.items()}, source / "model.safetensors")
     assert train(*knobs(MODEL=str(source))) == 0
@@ -142,8 +147,7 @@ def test_a_mesh_of_devices_learns_the_same(saved_t5, tiny_files, knobs, tmp_path
         assert done.returncode == 0, done.stderr
         one, four = curve(tmp_path / "run"), curve(tmp_path / "mesh")
         assert [each[2] for each in four] == pytest.approx([each[2] for each in one], rel=1e-3)
-        shutil.rmtree(tmp_path / "mesh" / "checkpoints" / "4")
-        shutil.rmtree(tmp_path / "mesh" / "model")
+        set_back(tmp_path / "mesh")
 
 
 @pytest.mark.slow
