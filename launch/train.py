@@ -1,6 +1,8 @@
-"""Trains a model from nothing on prompts and answers.
+"""Trains a model on prompts and answers, from nothing or from a checkpoint.
 
   python launch/train.py --config=configs/mini/t5_verifier.gin --gin.INPUT="'train.jsonl.gz'"
+  python launch/train.py --config=configs/finetune.gin --gin.MODEL="'hf://google/flan-t5-small'" \\
+    --gin.INPUT="'train.jsonl'" --gin.LEARNING_RATE=1e-3
 
 The same command goes on where a run was killed.
 """

@@ -1,5 +1,6 @@
-"""Trains a model from nothing: the run function of `launch/train.py`."""
+"""Trains a model, from nothing or from a checkpoint: the run function of `launch/train.py`."""
 
+import dataclasses
 import io
 import pathlib
 from collections.abc import Callable, Sequence
@@ -9,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import sentencepiece
 
-from cascades import checkpoints, checks, hosts, tokenizers
+from cascades import checkpoints, checks, hosts
 from cascades.errors import UserError
-from cascades.generation import compilation_cache
+from cascades.generation import PromptSpec, compilation_cache
 from cascades.models import T5Config, build
 from cascades.models.api import WHOLE
 from cascades.runs import terminal, training_run
-from cascades.training import architectures, data, learner, losses
+from cascades.training import architectures, beginnings, data, learner, losses
 from cascades.training.architectures import Architecture
 from cascades.training.data import Batch
 from cascades.training.spec import TrainingSpec
@@ -25,28 +26,35 @@ from cascades.typing import Model, Params
 NAMED_MODULES = ("cascades.training.spec", "cascades.training.architectures")
 MODEL = "model"
 TOKENIZER = "tokenizer.model"
+MOST_PIECES = 8000
 
 
 def train(
     *,
-    model: Architecture,
+    model: Architecture | str,
     training: TrainingSpec,
     input: str,
     output_dir: str,
+    preset: str | None = None,
     keys: Sequence[str] = ("prompt", "text"),
+    prompts: PromptSpec = PromptSpec(raw_prompt=True),
     tokenizer: str | None = None,
-    vocabulary: int = 8000,
+    vocabulary: int | None = None,
     config_text: Callable[[], str] | None = None,
 ) -> dict[str, float]:
     """Trains a model to answer prompts as a file does.
 
-    `output_dir` gets what `launch/distill.py` writes, and in the end `model/`, which `launch/decode.py` takes.
+    `output_dir` gets what `launch/distill.py` writes, and in the end `model/`, which `launch/decode.py` takes: in the
+    dtype that was computed in, so that it says what the last evaluation measured.
 
     Args:
-      model: a shape, of `training.architectures`. training: how long, on what, where.
+      model: a shape, of `training.architectures`, which begins with random weights; or the URI of a checkpoint to go on
+        from, see `checkpoints.resolve`. training: how long, on what, where.
       input: JSONL, plain or .gz. output_dir: folder of the results.
-      keys: under which a line holds prompt and answer. tokenizer: a SentencePiece file; None trains one of at most
-        `vocabulary` pieces on the input.
+      preset: the checkpoint's architecture by name, where its files do not say.
+      keys: under which a line holds prompt and answer. prompts: how its texts become prompts.
+      tokenizer: a SentencePiece file, or whatever `tokenizers.load` reads; None is the checkpoint's own, or for a shape
+        one of at most `vocabulary` pieces, `MOST_PIECES` where None, which is trained on the input.
       config_text: gives the whole configuration, which is saved beside the results.
 
     Returns:
@@ -55,39 +63,44 @@ def train(
     Raises:
       UserError: any input that cannot be used, a loss that is no number, a full disk: in one sentence.
     """
-    if not callable(model) or getattr(model, "__name__", "") in architectures.__all__:
-        raise UserError(f"MODEL must be a shape with its brackets, as in @t5() or @decoder(), not {model!r}")
-    if len(keys) != 2 or not all(isinstance(key, str) for key in keys):
-        raise UserError(f"KEYS must be two names, of prompt and answer, as in ('prompt', 'text'), not {keys!r}")
-    checks.whole("VOCABULARY", vocabulary, 300)
+    _check(model, preset, keys, tokenizer, vocabulary)
     sizes, dtype, layout = training.sizes, training.computed, training.layout()
     lines = training_run.read(input, (keys[0], keys[1]))
-    about = training_run.described(
-        training, model=model, input=input, keys=keys, tokenizer=tokenizer, vocabulary=vocabulary
-    )
+    told = {"model": model, "preset": preset, "input": input, "keys": keys, "tokenizer": tokenizer}
+    about = training_run.described(training, **told, vocabulary=vocabulary, **dataclasses.asdict(prompts))
     folder = training_run.folder_of(output_dir, about)
     writer = training_run.writer_of(folder, training.tensorboard)
     _, err = terminal.consoles(quiet=not hosts.leads())
     compilation_cache()
 
-    source = pathlib.Path(tokenizer).expanduser() if tokenizer else folder / TOKENIZER
-    encodes = isinstance(model(vocabulary), T5Config)
-    # A T5 scales no attention, so its queries begin small: steps that suit its other arrays would throw them about.
-    change = optimizer(training.learning_rate, training.steps, training.warmup, training.weight_decay, relative=encodes)
-    if tokenizer is None and not source.is_file():
-        with err.status("training a SentencePiece model"):
-            source.write_bytes(pieces_of(lines, vocabulary, begins=not encodes))
-    words = tokenizers.load(source)
-    config = model(-(-words.vocab_size // 128) * 128)  # a head of whole tiles, which more chips can share
+    key, named = jax.random.key(training.seed), pathlib.Path(tokenizer).expanduser() if tokenizer else None
+    if isinstance(model, str):
+        begun = beginnings.of_checkpoint(model, preset, named, chat_template=prompts.chat_template, layout=layout)
+    else:
+        source = named or folder / TOKENIZER
+        if named is None and not source.is_file():
+            with err.status("training a SentencePiece model"):
+                begins = not isinstance(model(MOST_PIECES), T5Config)
+                source.write_bytes(pieces_of(lines, vocabulary or MOST_PIECES, begins=begins))
+        begun = beginnings.of_shape(model, source, key, chat_template=prompts.chat_template)
+    config, words = begun.config, begun.tokenizer
+    if sizes.prompt + sizes.answer > config.context_length:
+        raise UserError(
+            f"PROMPT_TOKENS and ANSWER_TOKENS are {sizes.prompt + sizes.answer} tokens together, and the model has "
+            f"room for {config.context_length}: lower one of them"
+        )
     functions = build(config, dtype, layout, kernels=False, chunk=WHOLE)
-    examples = data.fitting(data.tokenized(lines, words, functions.start, raw=True), sizes)
-    training_set, aside = data.held_out(examples, training.held_out, training.seed)
-    training_set, key = data.fitting(training_set, sizes), jax.random.key(training.seed)
+    raw, control = prompts.raw_prompt, prompts.control_tokens
+    examples = data.tokenized(lines, words, functions.start, raw=raw, control_tokens=control)
+    training_set, aside = data.held_out(data.fitting(examples, sizes), training.held_out, training.seed)
+    training_set = data.fitting(training_set, sizes)
+    # A T5 scales no attention, so its queries begin small: steps that suit its other arrays would throw them about.
+    relative = isinstance(config, T5Config)
     pupil, state = learner.begin(
         config,
-        build(config).init(key),
-        next_token(functions, words.vocab_size),
-        change,
+        beginnings.blank(config, layout) if training_run.goes_on(folder) else begun.params(),
+        next_token(functions, min(words.vocab_size, config.vocab_size)),
+        optimizer(training.learning_rate, training.steps, training.warmup, training.weight_decay, relative=relative),
         dtype=dtype,
         layout=layout,
     )
@@ -96,14 +109,37 @@ def train(
         f"{training_run.count(state.params)} parameters, {words.vocab_size} tokens",
         soft_wrap=True,
     )
+    if raw and words.has_chat_template:
+        err.print("note: RAW_PROMPT=True leaves the chat template out: decode with it too", style="yellow")
     step = learner.stepper(pupil, training_set, sizes, key, accumulate=training.accumulate)
     evaluate = learner.evaluator(pupil, aside, sizes)
     state, figures = training_run.run(folder, training, about, state, step, evaluate, writer, err, config_text)
     target = folder / MODEL
     if not (target / "cascades.json").exists():
-        checkpoints.save(target, config, pupil.params(state, jnp.bfloat16), tokenizer_source=source)
+        checkpoints.save(target, config, pupil.params(state, dtype), tokenizer_source=begun.source)
     err.print(f"the model is {target}, for VERIFIER or DRAFTER of launch/decode.py", soft_wrap=True)
     return figures
+
+
+def _check(model: Any, preset: Any, keys: Any, tokenizer: Any, vocabulary: Any) -> None:
+    """Raises a UserError for a knob that cannot be, or that nothing would read."""
+    shape = callable(model) and getattr(model, "__name__", "") not in architectures.__all__
+    if not shape and not isinstance(model, str):
+        raise UserError(
+            "MODEL must be a shape with its brackets, as in @t5() or @decoder(), or a checkpoint's path or URI in "
+            f"quotes, not {model!r}"
+        )
+    if shape and preset is not None:
+        raise UserError("PRESET is the architecture of a checkpoint, and MODEL is a shape: leave PRESET None")
+    if len(keys) != 2 or not all(isinstance(key, str) for key in keys):
+        raise UserError(f"KEYS must be two names, of prompt and answer, as in ('prompt', 'text'), not {keys!r}")
+    if vocabulary is not None:
+        checks.whole("VOCABULARY", vocabulary, 300)
+        if not shape or tokenizer is not None:
+            raise UserError(
+                "VOCABULARY is of a tokenizer that is trained, and this run is given one, by "
+                f"{'MODEL' if tokenizer is None else 'TOKENIZER'}: leave VOCABULARY None"
+            )
 
 
 def next_token(model: Model, vocabulary: int) -> Measure:

@@ -47,7 +47,7 @@ def run(
     """
     if hosts.leads() and not (folder / RUN).is_file():
         (folder / RUN).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    kept = Checkpoints((folder / "checkpoints").absolute())
+    kept = _checkpoints(folder)
     schedule = Schedule(training.steps, training.save_every, training.evaluate_every)
     figures: dict[str, float] = {}
     with _metrics(folder, writer) as write, _bar(console, schedule.steps, kept.newest or 0) as show:
@@ -60,6 +60,18 @@ def run(
     if config_text and hosts.leads():
         (folder / "config.gin").write_text(config_text(), encoding="utf-8")
     return state, figures
+
+
+def goes_on(folder: pathlib.Path) -> bool:
+    """Whether a run in this folder has a state to go on from."""
+    kept = _checkpoints(folder)
+    newest = kept.newest
+    kept.close()
+    return newest is not None
+
+
+def _checkpoints(folder: pathlib.Path) -> Checkpoints:
+    return Checkpoints((folder / "checkpoints").absolute())
 
 
 def count(params: Params) -> str:

@@ -186,6 +186,20 @@ class Tokenizer:
             return self.chat([{"role": "user", "content": text}], special=bool(control_tokens))
         return self.encode(text, special=control_tokens is not False)
 
+    def end_of_answer(self, *, raw: bool = False) -> int | None:
+        """The id with which a model ends its answer to a `prompt`; None where no id ends a turn.
+
+        A chat model has an end for texts too, but ends a turn with what its template puts behind one.
+
+        Raises:
+          UserError: as `chat`.
+        """
+        first = min(self.eos_ids, default=None)
+        if raw or not self.has_chat_template:
+            return first
+        ids = self.chat([{"role": role, "content": "x"} for role in ("user", "assistant")])
+        return next((token for token in reversed(ids) if token in self.eos_ids), first)
+
     def _begun(self, ids: list[int], *, written: bool) -> list[int]:
         before = list(self.before or ())
         return ids if written and ids[: len(before)] == before else [*before, *ids]

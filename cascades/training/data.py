@@ -69,14 +69,15 @@ def tokenized(
 
     Args:
       records: `token_ids`, where there are any, are the answer as it was decoded, with the end of the text if it came.
-        An answer given as text alone is taken to be whole.
+        An answer given as text alone is taken to be whole, and is ended as the model ends one.
       tokenizer: the verifier's. start: the first token of an encoder–decoder's answers, see `typing.Model`.
       raw: do not put a chat template around prompts. control_tokens: see `Tokenizer.prompt`.
 
     Raises:
       UserError: a line without them, or no line at all.
     """
-    ends = tokenizer.eos_ids
+    texts_alone = any(not record.get("token_ids") for record in records)
+    end = tokenizer.end_of_answer(raw=raw) if texts_alone else None
     examples = []
     for number, record in enumerate(records, 1):
         prompt, text, ids = record.get("prompt"), record.get("text"), record.get("token_ids")
@@ -84,7 +85,7 @@ def tokenized(
             raise UserError(f"line {number} of the training text should hold a prompt and a text, but does not")
         before = tokenizer.prompt(prompt, raw=raw, control_tokens=control_tokens)
         before = before if start is None else [*before, start]
-        answer = ids if ids else [*tokenizer.split(text or "", False), *sorted(ends)[:1]]
+        answer = ids if ids else [*tokenizer.split(text or "", False), *([] if end is None else [end])]
         if before and answer:
             examples.append(Example(tuple(before), tuple(answer)))
     if not examples:

@@ -24,7 +24,7 @@ class Schedule(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What a step, or an evaluation behind it, tells. figures: by name."""
+    """What a step, or an evaluation behind it or before the first, tells. figures: by name."""
 
     step: int
     figures: dict[str, float]
@@ -47,12 +47,16 @@ class Checkpoints:
     def restore(self, like: TrainState) -> TrainState:
         """Returns the newest state, or `like` where there is none; `like` gives shapes, dtypes and places.
 
+        `like` is consumed: no device need hold two states.
+
         Raises:
           UserError: it is of another drafter, or damaged.
         """
         if self.newest is None:
             return like
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        for leaf in jax.tree.leaves(like):
+            leaf.delete()
         try:
             restored: Any = self._manager.restore(self.newest, args=ocp.args.StandardRestore(shapes))
             return restored
@@ -99,6 +103,8 @@ def fit(
 ) -> Iterator[Progress]:
     """Runs the steps that are left, yielding the figures of each; the last state is in `checkpoints`.
 
+    A run is evaluated before its first step too.
+
     Ctrl-C and SIGTERM end it behind a step, where the state is whole, with a checkpoint. A step decides by its number
     alone what it trains on, so that a run that goes on repeats what it had done behind its checkpoint.
 
@@ -111,6 +117,8 @@ def fit(
     """
     state = checkpoints.restore(state)
     with ending.postponed() as came:
+        if not int(state.step):
+            yield Progress(0, evaluate(state), True)
         for number in range(int(state.step), schedule.steps):
             state, means = step(state, number)
             figures = {name: float(value) for name, value in jax.device_get(means).items()}

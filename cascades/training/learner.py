@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cascades import hosts
 from cascades.models import Config, abstract_params, logical_axes
 from cascades.sharding import Layout, Logical
 from cascades.training import data
@@ -63,7 +64,10 @@ def begin(
     trained = {name: leaf for name, leaf in params.items() if name not in frozen}
     task = Task(measure, abstract_params(config, dtype), optimizer)
     known = teach and jax.jit(teach)
-    return Learner(task, config, still, teacher or {}, layout, known), steps.begin(task, trained)
+    state = steps.begin(task, trained)
+    if layout is not None:  # also its counts, so that a state that is read from a checkpoint is put back there
+        state = jax.tree.map(lambda leaf: leaf if leaf.ndim else hosts.everywhere(leaf, layout.mesh), state)
+    return Learner(task, config, still, teacher or {}, layout, known), state
 
 
 def stepper(

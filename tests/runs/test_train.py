@@ -1,4 +1,4 @@
-"""A model from nothing: it learns a tiny task, and decodes by itself and as a pair."""
+"""A model from nothing learns a tiny task, and decodes by itself and as a pair. For checkpoints see test_finetune."""
 
 import json
 import random
@@ -45,7 +45,12 @@ def knobs(tmp_path):
 def test_a_pair_of_t5s_learns_to_translate_and_decodes(knobs, tmp_path, monkeypatch):
     monkeypatch.setenv("CASCADES_CACHE", str(tmp_path / "home"))
     assert train(*knobs()) == 0
-    small = knobs(OUTPUT_DIR=str(tmp_path / "small"), TOKENIZER=str(tmp_path / "run" / "tokenizer.model"), STEPS=40)
+    small = knobs(
+        OUTPUT_DIR=str(tmp_path / "small"),
+        TOKENIZER=str(tmp_path / "run" / "tokenizer.model"),
+        STEPS=40,
+        VOCABULARY=None,
+    )
     assert train(*small) == 0
     last = [line for line in tiny.lines(tmp_path / "run" / "metrics.jsonl") if line["held_out"]][-1]
     assert last["accuracy"] > 0.9 and last["loss"] < 0.5
@@ -74,7 +79,8 @@ def test_a_decoder_learns_too(knobs, tmp_path):
         ({"KEYS": ("en",)}, "KEYS must be two names"),
         ({"KEYS": ("en", "fr")}, "line 1 of the training text should hold a prompt and a text"),
         ({"VOCABULARY": 3}, "VOCABULARY must be a whole number from 300, not 3"),
-        ({"TOKENIZER": "nowhere.model"}, "there is no tokenizer at nowhere.model"),
+        ({"TOKENIZER": "nowhere.model"}, "by TOKENIZER: leave VOCABULARY None"),
+        ({"TOKENIZER": "nowhere.model", "VOCABULARY": None}, "there is no tokenizer at nowhere.model"),
         ({"INPUT": "nowhere.jsonl"}, "there is no file 'nowhere.jsonl'"),
     ],
 )

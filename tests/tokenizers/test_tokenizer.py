@@ -29,6 +29,26 @@ def test_bos_is_added_to_a_chat_whose_template_leaves_it_out(write_gguf, gpt2_ke
     assert tokenizer.chat([{"role": "user", "content": "fox"}]) == tokenizer.encode("fox")
 
 
+def test_an_answer_ends_as_the_template_ends_a_turn():
+    """Or as texts end, where there is no template, it is not used, or it writes no end."""
+    contents = [bytes([byte]) for byte in range(128)] + [b"<eos>", b"<end>"]
+    written = {"<": 128, ">": 129}  # what the template calls the two ends
+    options = {
+        "split": lambda text, special, hidden=None: [written.get(each, ord(each)) for each in text],
+        "pieces": [content.decode() for content in contents],
+        "contents": contents,
+        "control": frozenset({128, 129}),
+        "eos_ids": (128, 129),
+    }
+    turns = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}END{% endfor %}a:"
+    for end, expected in ((">", 129), ("<", 128), ("", 128)):
+        chat = tokenizers.Tokenizer(chat_template=turns.replace("END", end), **options)
+        assert chat.end_of_answer() == expected
+        assert chat.end_of_answer(raw=True) == 128
+    assert tokenizers.Tokenizer(**options).end_of_answer() == 128
+    assert tokenizers.Tokenizer(**(options | {"eos_ids": ()})).end_of_answer() is None
+
+
 def test_each_kind_of_file_is_found(tmp_path, write_gguf, llama_keys, gpt2_keys, gemma_like, hf_directory):
     """In our own directory: the Hugging Face files first, then tokenizer.gguf, then tokenizer.model."""
     directory = tmp_path / "checkpoint"

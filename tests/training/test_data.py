@@ -20,6 +20,8 @@ def test_lines_become_tokens(tiny_files):
     (second,) = data.tokenized([{"prompt": "the fox", "text": "jumps"}], tokenizer, 5, raw=True)
     assert second.prompt == (*tokenizer.encode("the fox"), 5)  # an encoder–decoder's start
     assert second.answer == (*tokenizer.split("jumps", False), min(tokenizer.eos_ids))
+    (third,) = data.tokenized([{"prompt": "the fox", "text": "jumps"}], tokenizer, None, raw=False)
+    assert third.answer == (*tokenizer.split("jumps", False), tokenizer.eos_ids[-1])  # <|im_end|>, not <|endoftext|>
     with pytest.raises(UserError, match="line 2 of the training text should hold a prompt and a text"):
         data.tokenized([decoded, {"prompt": 3}], tokenizer, None, raw=True)
 
