@@ -32,7 +32,8 @@ from cascades.runs import bench_peers, bench_report, machine, parts, terminal
 from cascades.runs.bench_lines import ALONE, DRAWN, Answer, generations, lines_of
 from cascades.runs.bench_peers import Peer
 from cascades.runs.parts import Part, Timer
-from cascades.runs.sweep import read_prompts, requests_of, short
+from cascades.runs.sweep import short
+from cascades.runs.work import read_prompts, requests_of
 
 _WARM_UP = 4  # tokens that a program decodes before it is timed
 

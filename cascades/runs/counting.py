@@ -1,13 +1,20 @@
 """Count runs: what rules do to texts and to the number of passes, in batches as full as they get, without a clock."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from rich.console import Console
 
 from cascades import lookahead
 from cascades.errors import UserError
+from cascades.evaluation import counts
 from cascades.generation import Engine, Query, Result, Shapes, generate, prepare
 from cascades.generation.slots import Finished, with_name
-from cascades.runs.points import Point, requested
+from cascades.runs import terminal
+from cascades.runs.points import Point, described, requested
+from cascades.runs.work import Work, line, of_task
+
+SHOWN = 3  # examples of a task whose answers are kept with the origin of each piece, for the page
 
 
 class Counted(NamedTuple):
@@ -63,3 +70,34 @@ def counted(
                 told[-1] = (told[-1][0] + event.text, event.origin)
             else:
                 told.append((event.text, int(event.origin)))
+
+
+def lines_of(
+    swept: Sequence[Point], engines: dict[tuple, Engine], work: Work, done: Sequence[dict], err: Console
+) -> Iterator[dict[str, Any]]:
+    """Yields the lines of a count run that are not there yet. An answer without a score costs no other."""
+    have, by_name = {counts.key(line) for line in done}, {task.name: task for task in work.tasks}
+    told = {entry["id"] for task in work.tasks for entry in of_task(work.entries, task)[:SHOWN]}
+    wanted = [
+        Counted(point, at)
+        for point in swept
+        for at, entry in enumerate(work.entries)
+        if counts.key({"task": entry["task"], **described(point), "prompt_id": entry["id"]}) not in have
+    ]
+    with terminal.progress(err, len(wanted)) as (tell, advance):
+        for number, (each, answer) in enumerate(counted(wanted, engines, work.requests), 1):
+            entry, result, scores = work.entries[each.at], answer.result, None
+            if result.error:
+                raise UserError(f"{entry['id']} has no answer with {each.point.label}: {result.error}")
+            try:
+                scores = counts.scores(by_name[entry["task"]], entry["record"], result.text)
+            except UserError:
+                raise
+            except Exception as error:  # whatever a function of the user's own does
+                err.print(f"{entry['id']} with {each.point.label} has no score: {error!r:.200}", markup=False)
+            shown = {"pieces": answer.pieces} if entry["id"] in told else {}
+            yield {**line(each.point, entry, result, scores), **shown}
+            tell(each.point.label)
+            advance()
+            if not err.is_terminal and number % 100 == 0:
+                err.print(f"{number} of {len(wanted)} answers", highlight=False)

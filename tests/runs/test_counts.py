@@ -22,7 +22,7 @@ RULES = (rules.lossless, (rules.token_v3, (0.3, 1.0)))
 BASELINES = ("drafter_only", ("min_p", (0.5,)), ("token_cascade", (0.5, 1.0)), ("sequence_cascade", (0.0, 50.0)))
 
 
-def task(name="words", metrics=None, count=5, **new):
+def task(name="words", metrics=None, count=5, prefix="", **new):
     """Asks for words; an answer is as good as it is rich in the letter e."""
 
     def statistics(record, text):
@@ -30,7 +30,7 @@ def task(name="words", metrics=None, count=5, **new):
         return float(text.count("e")), float(len(text))
 
     own = Metric("share of e", "Of all letters.", statistics, lambda sums: sums[0] / sums[1] if sums[1] else math.nan)
-    examples = [Example(str(at), word, {"word": word}) for at, word in enumerate(WORDS[:count])]
+    examples = [Example(str(at), prefix + word, {"word": word}) for at, word in enumerate(WORDS[:count])]
     fields = {"stop": (), "max_new_tokens": 10, "raw_prompt": True} | new
     return Task(name, "A test", lambda: examples, (own,) if metrics is None else metrics, **fields)
 
@@ -124,6 +124,17 @@ def test_what_was_counted_is_not_counted_again_and_does_not_hang_on_the_rest(run
     assert texts(written) == texts(first) and len(written) == len(first)
     more = run(temperatures=(1.0,), rules=(*RULES, (rules.token_v3, (0.6,))))
     assert len(more) == len(rows) + 1 and str([row for row in more if row.alpha != 0.6]) == str(rows)
+
+
+def test_answers_to_other_prompts_of_the_same_name_do_not_count(run, tmp_path, capsys):
+    """As where more examples are shown before each."""
+    run(rules=[rules.lossless])
+    asked = task(prefix="a small model and ")
+    rows = run(rules=[rules.lossless], tasks=[asked])
+    assert "10 lines" in capsys.readouterr().err and len(lines(tmp_path)) == 20
+    assert str(run(rules=[rules.lossless], tasks=[asked])) == str(rows) and len(lines(tmp_path)) == 20
+    run(rules=[rules.lossless], tasks=[task(stop=("e",))])
+    assert len(lines(tmp_path)) == 30
 
 
 def test_a_score_that_fails_on_one_answer_costs_no_other(run, tmp_path, capsys):
