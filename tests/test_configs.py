@@ -83,7 +83,7 @@ def stated(path):
 
 def test_the_files_are_found():
     assert "configs/decode.gin" in CONFIGS and len(PAIRS) >= 10 and len(KNOBS) >= 5
-    assert set(LAUNCHERS) == {"bench", "costs", "decode", "distill", "plan", "sweep", "train"}
+    assert set(LAUNCHERS) == {"bench", "costs", "decode", "distill", "plan", "sweep", "train", "tune"}
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
