@@ -27,7 +27,18 @@ def check_distill_drafter(notebook) -> None:
     assert "tokens a call, kept by place" in text
 
 
-CHECKS = {"quickstart": check_quickstart, "distill_drafter": check_distill_drafter}
+def check_write_a_rule(notebook) -> None:
+    """The rule's law, and its curve beside the other's."""
+    text = json.dumps(outputs(notebook))
+    assert "largest distance of what is emitted from pi: " in text and "handed to the verifier on average" in text
+    assert text.count("lenient_where_unsure") >= 5 and text.count("token_v3") >= 5
+
+
+CHECKS = {
+    "quickstart": check_quickstart,
+    "distill_drafter": check_distill_drafter,
+    "write_a_rule": check_write_a_rule,
+}
 
 
 def check(name: str, notebook) -> None:

@@ -263,7 +263,7 @@ def _section(heading: str, rows: Sequence[CountRow], task: Task, image: bytes) -
     body = ["".join(f"<td>{html.escape(each)}</td>" for each in _cells(row, rows)) for row in rows]
     picture = f"data:image/png;base64,{base64.b64encode(image).decode()}"
     return (
-        f"<h2>{html.escape(heading)}</h2>\n<p>{html.escape(task.source)}.</p>\n"
+        f"<h2>{html.escape(heading)}</h2>\n<p>{html.escape(task.source)}</p>\n"
         f'<img alt="{html.escape(heading)}: quality against cost, by rule" src="{picture}">\n'
         f"{html_page.table(head, body)}\n{_matched(rows, task)}"
     )

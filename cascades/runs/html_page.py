@@ -38,6 +38,11 @@ th:first-child, td:first-child {{ text-align: left; }}
 dl {{ display: grid; grid-template-columns: max-content auto; gap: 0.2rem 1rem; font-size: 0.9rem; }}
 dt {{ font-weight: 600; }}
 dd {{ margin: 0; }}
+.answers {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 0.5rem 1.5rem; }}
+.answers figure {{ margin: 0; }}
+.answers figcaption {{ font-weight: 600; }}
+.answers pre {{ white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; font-size: 0.9rem; margin: 0.2rem 0; }}
+summary {{ cursor: pointer; }}
 .bar {{ width: 14rem; padding-right: 0; }}
 .bar div {{ height: 0.8rem; background: #2da44e; }}
 </style>

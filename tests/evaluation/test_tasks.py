@@ -255,9 +255,9 @@ def test_mbpp_of_a_chat_model(write, sandbox):
 
 def test_the_first_examples_keep_their_names(write):
     path = write(*GSM8K)
-    assert [each.id for each in tasks.gsm8k(path=path, shots=0, limit=2).examples()] == ["gsm8k/0", "gsm8k/1"]
+    assert [each.id for each in tasks.gsm8k(path=path, shots=0, limit=2).examples()] == ["0", "1"]
     # What is shown is not asked, and the others are who they were.
-    assert [each.id for each in tasks.gsm8k(path=path, shots=1, shots_path=path).examples()] == ["gsm8k/1", "gsm8k/2"]
+    assert [each.id for each in tasks.gsm8k(path=path, shots=1, shots_path=path).examples()] == ["1", "2"]
 
 
 def test_naming_tasks_loads_nothing_heavy():

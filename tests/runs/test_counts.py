@@ -32,7 +32,7 @@ def task(name="words", metrics=None, count=5, prefix="", **new):
     own = Metric("share of e", "Of all letters.", statistics, lambda sums: sums[0] / sums[1] if sums[1] else math.nan)
     examples = [Example(str(at), prefix + word, {"word": word}) for at, word in enumerate(WORDS[:count])]
     fields = {"stop": (), "max_new_tokens": 10, "raw_prompt": True} | new
-    return Task(name, "A test", lambda: examples, (own,) if metrics is None else metrics, **fields)
+    return Task(name, "A test.", lambda: examples, (own,) if metrics is None else metrics, **fields)
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,7 @@ def run(tiny_pair, tmp_path, monkeypatch):
         return float(len(text)), 1.0
 
     own = Metric("letters", "Of an answer.", letters, lambda sums: sums[0] / sums[1])
-    asked = Task("words", "A test", lambda: examples, (own,), (), 8, True)
+    asked = Task("words", "A test.", lambda: examples, (own,), (), 8, True)
 
     def tuned(**knobs):
         common = {"verifier": "large", "drafter": "small", "k_max": 2, "batch_size": 8, "rule": rules.chow, "input": ""}

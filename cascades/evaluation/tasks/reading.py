@@ -96,7 +96,7 @@ def examples(
     found: dict[str, Example] = {}
     for place, record in enumerate(records):
         name = record.get(data.id)
-        id = f"{data.factory}/{place}" if name is None else str(name)
+        id = str(place if name is None else name)
         if id in found:
             raise UserError(f"{choice.path or data.factory} holds {id!r} twice in {data.id!r}: name every line once")
         if record not in shots:
