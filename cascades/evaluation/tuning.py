@@ -113,13 +113,14 @@ def evidence(
     bound = bootstrap.lower_bound(drawn, confidence)
     if goal.time is None:
         bound = min(bound, slack(sums + _failures(metric, lines, base, -math.log(1 - confidence), width)))
-    found = slack(sums)
-    short = found - bound
-    needed = None if bound >= 0 else math.inf if found <= 0 else math.ceil(len(table) * (short / found) ** 2)
-    time = float(sums[width - 1] / sums[-1])
-    values = score.value(sums[: width - 1]), score.value(sums[width:-1])
+    found = float(slack(sums))
     bound = -math.inf if math.isnan(bound) else float(bound)
-    return Evidence(len(table), float(found), bound, *map(float, values), time, needed)
+    needed = None if bound >= 0 else math.inf
+    if bound < 0 < found < math.inf and math.isfinite(bound):
+        needed = math.ceil(len(table) * ((found - bound) / found) ** 2)
+    time = float(sums[width - 1] / sums[-1])
+    reached, reached_alone = (float(score.value(part)) for part in (sums[: width - 1], sums[width:-1]))
+    return Evidence(len(table), found, bound, reached, reached_alone, time, needed)
 
 
 def better(goal: Goal, candidates: Mapping[Any, Evidence]) -> list[Any]:

@@ -61,6 +61,12 @@ def test_answers_that_are_all_alike_prove_no_more_than_their_number_does():
     assert told(Goal(share=1.5), np.ones(400), np.ones(400)).needed == math.inf
 
 
+def test_a_metric_that_is_not_defined_holds_nothing():
+    undefined = RIGHT._replace(value=lambda sums: math.nan)
+    found = tuning.evidence(Goal(share=0.9), undefined, answers([1, 1]), answers([1, 1], 10), COSTS, 0.95)
+    assert not found.holds and found.needed == math.inf
+
+
 @pytest.mark.parametrize("quality", [0.85, 0.9, 0.94])
 def test_what_misses_the_floor_is_hardly_ever_certified(quality):
     """A setting that keeps less than 95% of the verifier's right answers: at 95% no more than about one in twenty."""
