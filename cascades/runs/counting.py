@@ -8,6 +8,7 @@ from rich.console import Console
 from cascades import lookahead
 from cascades.errors import UserError
 from cascades.evaluation import counts
+from cascades.evaluation.tasks.contract import Task
 from cascades.generation import Engine, Query, Result, Shapes, generate, prepare
 from cascades.generation.slots import Finished, with_name
 from cascades.runs import terminal
@@ -72,6 +73,29 @@ def counted(
                 told.append((event.text, int(event.origin)))
 
 
+def scored_anew(lines: Sequence[dict[str, Any]], tasks: Sequence[Task], err: Console) -> list[dict[str, Any]]:
+    """Returns lines whose scores are those of SCORE as it is now: it is the user's, and may have been mended since.
+
+    Scores of tasks are kept, as some take long; a metric of another definition is another run's.
+    """
+    files = {task.name: task for task in tasks if not task.name}
+    return [
+        {**each, "scores": _scores(files[each["task"]], each, err)} if each["task"] in files else each for each in lines
+    ]
+
+
+def _scores(task: Task, line: dict[str, Any], err: Console) -> dict[str, list[float]] | None:
+    """Returns the statistics of an answer, or None and says why where a metric fails on it."""
+    try:
+        return counts.scores(task, line["input"], line["text"])
+    except UserError:
+        raise
+    except Exception as error:  # whatever a function of the user's own does
+        label = line["rule"] if line["alpha"] is None else f"{line['rule']} {line['alpha']:g}"
+        err.print(f"{line['prompt_id']} with {label} has no score: {error!r:.200}", markup=False)
+        return None
+
+
 def lines_of(
     swept: Sequence[Point], engines: dict[tuple, Engine], work: Work, done: Sequence[dict], err: Console
 ) -> Iterator[dict[str, Any]]:
@@ -86,17 +110,12 @@ def lines_of(
     ]
     with terminal.progress(err, len(wanted)) as (tell, advance):
         for number, (each, answer) in enumerate(counted(wanted, engines, work.requests), 1):
-            entry, result, scores = work.entries[each.at], answer.result, None
+            entry, result = work.entries[each.at], answer.result
             if result.error:
                 raise UserError(f"{entry['id']} has no answer with {each.point.label}: {result.error}")
-            try:
-                scores = counts.scores(by_name[entry["task"]], entry["record"], result.text)
-            except UserError:
-                raise
-            except Exception as error:  # whatever a function of the user's own does
-                err.print(f"{entry['id']} with {each.point.label} has no score: {error!r:.200}", markup=False)
-            shown = {"pieces": answer.pieces} if entry["id"] in told else {}
-            yield {**line(each.point, entry, result, scores), **shown}
+            new = line(each.point, entry, result, None)
+            new["scores"] = _scores(by_name[entry["task"]], new, err)
+            yield {**new, "pieces": answer.pieces} if entry["id"] in told else new
             tell(each.point.label)
             advance()
             if not err.is_terminal and number % 100 == 0:

@@ -110,6 +110,7 @@ def sweep(
     lines = kept(path, run, entries, err)
     new = _clocked(swept, engines, work, settings.batch_size, repeats, lines, err)
     if not clock:
+        lines = counting.scored_anew(lines, work.tasks, err)
         new = counting.lines_of(swept, engines, work, lines, err)
     file = records.open_append(str(path))
     try:
@@ -149,6 +150,11 @@ def _clocked(
 
 
 def costs_of(given: Any, settings: Settings) -> dict[str, latency.PassCosts]:
+    """Returns what LATENCY says, by the name of each machine.
+
+    Raises:
+      UserError: it is no such thing, or holds no pass over as many drafts as there may be.
+    """
     if given is None:
         return {}
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):

@@ -129,7 +129,8 @@ def tune(
     run = fingerprint.digest(about)
     (folder / f"{run}.settings.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     path = folder / "results.jsonl"
-    answers = _Answers(engines, work, path, run, kept(path, run, entries, err), err)
+    before = counting.scored_anew(kept(path, run, entries, err), work.tasks, err)
+    answers = _Answers(engines, work, path, run, before, err)
     metric = next(iter(work.tasks[0].metrics), None)
     outcome = _search(goal, metric, swept, answers, len(entries), costs, float(confidence), settings.seed)
     if config_text:
@@ -169,8 +170,7 @@ class _Answers:
             bad = next((line["prompt_id"] for line in lines if line["scores"] is None), None)
             if bad is not None:  # a floor cannot be certified of some of the answers
                 raise UserError(
-                    f"the answer to {bad} with {point.label} has no score: mend SCORE, delete that line of "
-                    f"{self._path}, and run the same command again"
+                    f"the answer to {bad} with {point.label} has no score: mend SCORE and run the same command again"
                 )
         return found
 

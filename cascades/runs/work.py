@@ -43,6 +43,11 @@ class Work(NamedTuple):
 
 
 def tasks_of(tasks: Any, score: Any) -> list[Task]:
+    """Returns the tasks of a run, checked; score: of its file of prompts.
+
+    Raises:
+      UserError: they are no tasks, two have one name, or there is a score beside them.
+    """
     if not isinstance(tasks, list | tuple) or isinstance(tasks, Task):
         raise UserError(f"TASKS must be a list as in [@gsm8k()], not {tasks!r}")
     for task in tasks:
@@ -57,6 +62,7 @@ def tasks_of(tasks: Any, score: Any) -> list[Task]:
 
 
 def entries_of(tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """Reads the examples of all tasks, see `Work`."""
     return [
         {"prompt": example.prompt, "id": f"{task.name}/{example.id}", "task": task.name, "record": example.record}
         for task in tasks
@@ -65,6 +71,7 @@ def entries_of(tasks: Sequence[Task]) -> list[dict[str, Any]]:
 
 
 def of_task(entries: Sequence[dict[str, Any]], task: Task) -> list[dict[str, Any]]:
+    """Returns the entries of one task."""
     return [entry for entry in entries if entry["task"] == task.name]
 
 
@@ -134,6 +141,7 @@ def requests_for(
 
 
 def line(point: Point, entry: dict[str, Any], result: Result, scores: dict | None) -> dict[str, Any]:
+    """Returns what is kept of an answer. scores: of `counts.scores`; None where there are none."""
     origins = {name: result.origins.count(name) for name in dict.fromkeys(result.origins)}
     return {
         "task": entry["task"],
@@ -157,7 +165,11 @@ def about_of(pair: PairSpec, settings: Settings, prompts: PromptSpec, work: Work
         "dtype": str(default_dtype(pair.dtype).__name__),
         **{f.name: fingerprint.of_code(getattr(settings, f.name)) for f in dataclasses.fields(settings)},
         **dataclasses.asdict(prompts),
-        "asked": {task.name: [task.raw_prompt, task.stop, task.max_new_tokens] for task in work.tasks if task.name},
+        "asked": {
+            task.name: [task.raw_prompt, task.stop, task.max_new_tokens, [each.definition for each in task.metrics]]
+            for task in work.tasks
+            if task.name
+        },
         "longest": max(len(request.ids) + request.max_new_tokens for request in work.requests),
         "device": [jax.default_backend(), jax.devices()[0].device_kind, jax.device_count()],
         "jax": jax.__version__,
@@ -184,5 +196,5 @@ def written(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loaded(line: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `_written`."""
+    """The inverse of `written`."""
     return {**line, "alpha": float(line["alpha"])} if line.get("alpha") in ("inf", "-inf") else line

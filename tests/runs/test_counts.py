@@ -150,6 +150,21 @@ def test_a_score_that_fails_on_one_answer_costs_no_other(run, tmp_path, capsys):
     assert all(math.isnan(row.metrics["length"].value) and row.block_efficiency.value >= 1 for row in rows)
 
 
+def test_a_score_of_the_users_own_may_be_mended_and_nothing_is_decoded_again(run, tmp_path, capsys):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": word}) + "\n" for word in WORDS))
+
+    def broken(record, text):
+        return 1 / (record["prompt"] != "12 + 3")
+
+    given = {"tasks": [], "input": str(file), "rules": [rules.lossless], "max_new_tokens": 8}
+    rows = run(score=broken, **given)
+    assert math.isnan(rows[0].metrics["broken"].value) and "has no score" in capsys.readouterr().err
+    before = lines(tmp_path)
+    rows = run(score=lambda record, text: 0.25, **given)
+    assert [row.metrics["<lambda>"].value for row in rows] == [0.25, 0.25] and lines(tmp_path) == before
+
+
 def test_tasks_of_a_file_and_clock_runs_of_tasks(run, tmp_path, capsys):
     file = tmp_path / "captions.jsonl"
     file.write_text("".join(json.dumps({"en": word, "de": f"{word} auf Deutsch"}) + "\n" for word in WORDS))
@@ -172,7 +187,7 @@ def test_tasks_of_a_file_and_clock_runs_of_tasks(run, tmp_path, capsys):
         "sweep.multi30k-en-de.0.png",
         "sweep.words.0.png",
     }
-    assert "have other settings and are left out" in capsys.readouterr().err  # counts and times do not mix
+    assert "have other settings or prompts and are left out" in capsys.readouterr().err  # counts and times do not mix
 
 
 @pytest.mark.parametrize(
