@@ -28,9 +28,7 @@ def check(pair: PairSpec, settings: Settings) -> None:
     """Raises a UserError unless transformers is installed and can do what the settings ask; nothing is imported."""
     missing = [name for name in ("torch", "transformers", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(
-            f"TRANSFORMERS needs {' and '.join(missing)}, which is not installed: pip install -e '.[bench]'"
-        )
+        raise UserError(f"TRANSFORMERS needs what is not installed ({', '.join(missing)}): pip install -e '.[bench]'")
     if settings.batch_size != 1 or settings.temperature != 0 or settings.stop:
         raise UserError(
             "TRANSFORMERS decodes one prompt at a time, greedily: set BATCH_SIZE=1, TEMPERATURE=0 and STOP=[]"

@@ -81,7 +81,7 @@ def test_a_look_up_has_no_passes_of_its_own(run):
         ({"rules": rules.opt}, "RULES must be a list of rules"),
         ({"rules": [len]}, "RULE must be a function"),
         ({"input": "nowhere.jsonl"}, "nowhere.jsonl"),
-        ({"transformers": True}, "TRANSFORMERS needs torch and transformers, which is not installed: pip install -e"),
+        ({"transformers": True}, r"TRANSFORMERS needs what is not installed \(torch, transformers, accelerate\): pip"),
         ({"page": "no/folder/bench.html"}, "there is no folder no/folder"),
     ],
 )

@@ -1,8 +1,12 @@
 """Count runs: for real on a tiny pair, over tasks, temperatures and baselines."""
 
+import contextlib
 import csv
 import json
 import math
+import subprocess
+import sys
+import time
 
 import pytest
 import tiny
@@ -228,3 +232,52 @@ def test_temperatures_and_truncation_share_the_verifiers_program():
     assert len({point.program for point in found if point.settings.method == "verifier_only"}) == 1
     assert len({point.program for point in found}) == 3
     assert {point.settings.min_p for point in found if point.rule == "min_p"} == {0.1, 0.2}
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_three_times_ends_as_one_that_is_left_alone(tiny_files, tmp_path):
+    captions = tmp_path / "captions.jsonl"
+    texts = [{"en": f"{word} {number}", "de": f"{number} {word}"} for number in range(30) for word in WORDS]
+    captions.write_text("".join(json.dumps(line) + "\n" for line in texts))
+    knobs = {"CLOCK": False, "TASKS": "@tasks", "RULES": "@rules", "LOOKAHEAD": "@fixed()", "fixed.k": 2, "K_MAX": 2}
+    knobs |= {"VERIFIER": tiny_files.verifier, "DRAFTER": tiny_files.drafter, "TEMPERATURES": (0, 1), "BATCH_SIZE": 8}
+    knobs |= {"multi30k.path": str(captions), "multi30k.max_new_tokens": 12, "BASELINES": [("min_p", (0.5,))]}
+    written = {
+        "--gin.TASKS=@tasks": "--gin.TASKS=[@multi30k()]",
+        "--gin.RULES=@rules": "--gin.RULES=[(@token_v3, (0.3,))]",
+    }
+    options = [written.get(each, each) for each in tiny.knobs(**knobs)]
+
+    def start(folder):
+        launcher = str(tiny.ROOT / "launch" / "sweep.py")
+        command = [sys.executable, launcher, "--config=configs/sweep.gin", f"--output_dir={folder}", *options]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tiny.ROOT}
+        return subprocess.Popen(command, env=tiny.environment(tiny_files), **quiet)
+
+    killed = 0
+    for least in (1, 200, 500):
+        process, began = start(tmp_path / "killed"), time.monotonic()
+        file = tmp_path / "killed" / "results.jsonl"
+        while process.poll() is None and time.monotonic() - began < tiny.PATIENCE:
+            if file.is_file() and file.read_bytes().count(b"\n") >= least:
+                break
+            time.sleep(0.005)
+        killed += process.poll() is None
+        process.kill()
+        process.wait()
+    assert killed == 3
+    assert start(tmp_path / "killed").wait(tiny.PATIENCE) == start(tmp_path / "alone").wait(tiny.PATIENCE) == 0
+
+    def answers(folder):
+        named = ("prompt_id", "rule", "alpha", "temperature")
+        lines = []
+        for line in (folder / "results.jsonl").read_text().splitlines():
+            with contextlib.suppress(ValueError):  # what a kill tore
+                lines.append(json.loads(line))
+        return sorted((*(str(line[name]) for name in named), line["text"], str(line["scores"])) for line in lines)
+
+    found = answers(tmp_path / "killed")
+    assert len(found) == len({each[:4] for each in found}) == 150 * 3 * 2
+    assert found == answers(tmp_path / "alone")
+    same = [(tmp_path / name / "counts.csv").read_text() for name in ("killed", "alone")]
+    assert same[0] == same[1]
