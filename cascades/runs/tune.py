@@ -304,7 +304,9 @@ def _tell(
     rows += [(point, each, False) for point, each in outcome.searched.items()]
     drawn = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     head = ("part", "rule", "lookahead", name, "verifier", "time", "bound", "")
-    for heading in head:
+    several = len({point.lookahead for point, _, _ in rows}) > 1
+    shown = [at for at, heading in enumerate(head) if heading != "part" and (several or heading != "lookahead")]
+    for heading in (head[at] for at in shown):
         drawn.add_column(heading, justify="left" if heading in ("part", "rule", "lookahead", "") else "right")
     body = []
     for point, each, tested in rows:
@@ -321,7 +323,7 @@ def _tell(
         ]
         body.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
         if tested:
-            drawn.add_row(*cells)
+            drawn.add_row(*(cells[at] for at in shown))
     if outcome.certified:
         out.print(drawn)
     passes = ", ".join(f"{each:.3f}" for each in costs.verify)
