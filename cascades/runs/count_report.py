@@ -18,6 +18,7 @@ from cascades.evaluation.matched import Cost, front, matched
 from cascades.evaluation.summary import VERIFIER
 from cascades.evaluation.tasks.contract import Task
 from cascades.runs import html_page, report, terminal
+from cascades.runs.display import LOOKS, mark
 from cascades.runs.terminal import MEANINGS
 
 _FIGURES = {
@@ -27,15 +28,6 @@ _FIGURES = {
     "deferral": ("defer", "{:.0%}", "the rule's share for the verifier, per decided draft position"),
     "length": ("len", "{:.2f}", "tokens of all answers, relative to the verifier's alone"),
     "log_p": ("log p", "{:.3f}", "the verifier's log-probability of a token, mean, in nats, at temperature 1"),
-}
-
-_COLOURS = {
-    Origin.DRAFT: "#1a7f37",
-    Origin.RULE: "#9a6700",
-    Origin.CORRECTION: "#cf222e",
-    Origin.BONUS: "#0969da",
-    Origin.VERIFIER: "#0550ae",
-    Origin.DRAFTER: "#1a7f37",
 }
 
 
@@ -316,18 +308,13 @@ def _answers(lines: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> str:
             )
     if not parts:
         return ""
-    legend = ", ".join(
-        f'<span style="color:{colour}">{html.escape(MEANINGS[origin])}</span>' for origin, colour in _COLOURS.items()
-    )
+    legend = " · ".join(mark(origin, MEANINGS[origin]) for origin in LOOKS)
     return f"<h2>Answers</h2>\n<p>{legend}</p>\n" + "\n".join(parts)
 
 
 def _answer(line: dict[str, Any]) -> str:
     alpha = "" if line["alpha"] is None else f" {line['alpha']:g}"
-    text = "".join(
-        f'<span title="{MEANINGS[Origin(origin)]}" style="color:{_COLOURS[Origin(origin)]}">{html.escape(piece)}</span>'
-        for piece, origin in line["pieces"]
-    )
+    text = "".join(mark(Origin(origin), piece) for piece, origin in line["pieces"])
     return f"<figure><figcaption>{html.escape(line['rule'])}{alpha}</figcaption><pre>{text}</pre></figure>"
 
 

@@ -11,7 +11,7 @@ from cascades.runs.terminal import MEANINGS
 from cascades.tokenizers import Detokenizer, Tokenizer
 
 # Colours are see-through, so that they suit light and dark pages. The tag shows as well where a page allows no colours.
-_LOOKS = {
+LOOKS = {
     Origin.DRAFT: ("span", "rgba(46, 160, 67, 0.30)"),
     Origin.RULE: ("u", "rgba(210, 153, 34, 0.45)"),
     Origin.CORRECTION: ("b", "rgba(248, 81, 73, 0.40)"),
@@ -19,7 +19,7 @@ _LOOKS = {
     Origin.VERIFIER: ("span", "rgba(56, 139, 253, 0.30)"),
     Origin.DRAFTER: ("span", "rgba(46, 160, 67, 0.30)"),
 }
-_ORIGINS = {origin_name(origin): origin for origin in _LOOKS}
+_ORIGINS = {origin_name(origin): origin for origin in LOOKS}
 
 
 def to_html(result: Result, tokenizer: Tokenizer) -> str:
@@ -31,11 +31,11 @@ def to_html(result: Result, tokenizer: Tokenizer) -> str:
     origins = [_ORIGINS[name] for name in result.origins]
     counts = Counter(origins)
     spans = [
-        _mark(origin, "".join(text for text, _ in group))
+        mark(origin, "".join(text for text, _ in group))
         for origin, group in groupby(_pieces(result, origins, tokenizer), key=lambda piece: piece[1])
     ]
     legend = " · ".join(
-        f"{_mark(origin, MEANINGS[origin])} {counts[origin] / len(origins):.0%}" for origin in _LOOKS if counts[origin]
+        f"{mark(origin, MEANINGS[origin])} {counts[origin] / len(origins):.0%}" for origin in LOOKS if counts[origin]
     )
     return (
         f'<div style="max-width: 60em; line-height: 1.6; white-space: pre-wrap">{"".join(spans)}</div>'
@@ -58,7 +58,8 @@ def _pieces(result: Result, origins: list[Origin], tokenizer: Tokenizer) -> list
     return kept
 
 
-def _mark(origin: Origin, text: str) -> str:
-    tag, colour = _LOOKS[origin]
+def mark(origin: Origin, text: str) -> str:
+    """Returns HTML of a text, marked by who wrote it."""
+    tag, colour = LOOKS[origin]
     style = f"background: {colour}; border-radius: 3px"
     return f'<{tag} style="{style}" title="{html.escape(MEANINGS[origin])}">{html.escape(text)}</{tag}>'
