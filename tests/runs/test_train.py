@@ -82,7 +82,6 @@ def test_a_decoder_learns_too(knobs, tmp_path):
         ({"TOKENIZER": "nowhere.model"}, "by TOKENIZER: leave VOCABULARY None"),
         ({"TOKENIZER": "nowhere.model", "VOCABULARY": None}, "there is no file or directory nowhere.model"),
         ({"TEMPLATE": "in German: {de}"}, "TEMPLATE must be a text with {en} where the prompt of a line stands"),
-        ({"TEMPLATE": 3}, "TEMPLATE must be a text with {en} where the prompt of a line stands, not 3"),
         ({"TEMPLATE": " ".join("abcdefghijklmnopq") + " {en}"}, "but only 0 of "),  # more than a prompt may have
         ({"INPUT": "nowhere.jsonl"}, "there is no file 'nowhere.jsonl'"),
     ],
