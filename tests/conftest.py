@@ -1,5 +1,6 @@
 """Strict settings for every test: no silent broadcasting of ranks, no silent promotion of dtypes."""
 
+import contextlib
 import gc
 import os
 import pathlib
@@ -7,6 +8,7 @@ import pathlib
 import jax
 import pytest
 import tiny
+from etils import epath
 
 # What is printed and computed should not hang on where the tests run: in float32 on any CPU, unless a test says more.
 os.environ["TERM"] = "xterm"
@@ -60,6 +62,33 @@ def tiny_files(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CASCADES_CACHE", files.home)
         yield files
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """Where the files of gs://bucket lie."""
+    root = tmp_path / "bucket"
+    root.mkdir()
+    monkeypatch.setenv("CASCADES_CACHE", str(tmp_path / "cache"))
+
+    def local(path):
+        return pathlib.Path(str(path).replace("gs://bucket", str(root)))
+
+    def open_file(_, path, mode="r"):
+        return local(path).open(mode)
+
+    @contextlib.contextmanager
+    def mocked():
+        with epath.testing.mock_epath(
+            exists=lambda _, path: local(path).exists(),
+            isdir=lambda _, path: local(path).is_dir(),
+            listdir=lambda _, path: [each.name for each in local(path).iterdir()],
+            open=open_file,
+        ):
+            yield root
+
+    with mocked():
+        yield root
 
 
 @pytest.fixture(scope="session", autouse=True)

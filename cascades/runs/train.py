@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import sentencepiece
 
 from cascades import checkpoints, checks, hosts
+from cascades.checkpoints.sources import tokenizer_directory
 from cascades.errors import UserError
 from cascades.generation import PromptSpec, compilation_cache
 from cascades.models import T5Config, build
@@ -37,6 +37,7 @@ def train(
     output_dir: str,
     preset: str | None = None,
     keys: Sequence[str] = ("prompt", "text"),
+    template: str | None = None,
     prompts: PromptSpec = PromptSpec(raw_prompt=True),
     tokenizer: str | None = None,
     vocabulary: int | None = None,
@@ -52,9 +53,11 @@ def train(
         from, see `checkpoints.resolve`. training: how long, on what, where.
       input: JSONL, plain or .gz. output_dir: folder of the results.
       preset: the checkpoint's architecture by name, where its files do not say.
-      keys: under which a line holds prompt and answer. prompts: how its texts become prompts.
-      tokenizer: a SentencePiece file, or whatever `tokenizers.load` reads; None is the checkpoint's own, or for a shape
-        one of at most `vocabulary` pieces, `MOST_PIECES` where None, which is trained on the input.
+      keys: under which a line holds prompt and answer. template: the prompt, with the first of `keys` in braces where
+        what stands there goes, as in "summarize: {document}"; None is that alone. prompts: how texts become prompts.
+      tokenizer: a path or URI, as `checkpoints.resolve` takes, of a SentencePiece file or whatever `tokenizers.load`
+        reads; None is the checkpoint's own, or for a shape one of at most `vocabulary` pieces, `MOST_PIECES` where
+        None, which is trained on the input.
       config_text: gives the whole configuration, which is saved beside the results.
 
     Returns:
@@ -63,17 +66,19 @@ def train(
     Raises:
       UserError: any input that cannot be used, a loss that is no number, a full disk: in one sentence.
     """
-    _check(model, preset, keys, tokenizer, vocabulary)
+    _check(model, preset, keys, template, tokenizer, vocabulary)
     sizes, dtype, layout = training.sizes, training.computed, training.layout()
-    lines = training_run.read(input, (keys[0], keys[1]))
-    told = {"model": model, "preset": preset, "input": input, "keys": keys, "tokenizer": tokenizer}
-    about = training_run.described(training, **told, vocabulary=vocabulary, **dataclasses.asdict(prompts))
+    lines = training_run.read(input, (keys[0], keys[1]), template)
+    told = {"model": model, "preset": preset, "input": input, "keys": keys, "template": template}
+    told |= {"tokenizer": tokenizer, "vocabulary": vocabulary}
+    about = training_run.described(training, **told, **dataclasses.asdict(prompts))
     folder = training_run.folder_of(output_dir, about)
     writer = training_run.writer_of(folder, training.tensorboard)
     _, err = terminal.consoles(quiet=not hosts.leads())
     compilation_cache()
 
-    key, named = jax.random.key(training.seed), pathlib.Path(tokenizer).expanduser() if tokenizer else None
+    key = jax.random.key(training.seed)
+    named = tokenizer_directory(checkpoints.resolve(tokenizer)) if tokenizer else None
     if isinstance(model, str):
         begun = beginnings.of_checkpoint(model, preset, named, chat_template=prompts.chat_template, layout=layout)
     else:
@@ -121,7 +126,7 @@ def train(
     return figures
 
 
-def _check(model: Any, preset: Any, keys: Any, tokenizer: Any, vocabulary: Any) -> None:
+def _check(model: Any, preset: Any, keys: Any, template: Any, tokenizer: Any, vocabulary: Any) -> None:
     """Raises a UserError for a knob that cannot be, or that nothing would read."""
     shape = callable(model) and getattr(model, "__name__", "") not in architectures.__all__
     if not shape and not isinstance(model, str):
@@ -133,6 +138,11 @@ def _check(model: Any, preset: Any, keys: Any, tokenizer: Any, vocabulary: Any) 
         raise UserError("PRESET is the architecture of a checkpoint, and MODEL is a shape: leave PRESET None")
     if len(keys) != 2 or not all(isinstance(key, str) for key in keys):
         raise UserError(f"KEYS must be two names, of prompt and answer, as in ('prompt', 'text'), not {keys!r}")
+    if template is not None and (not isinstance(template, str) or training_run.place_of(keys) not in template):
+        raise UserError(
+            f"TEMPLATE must be a text with {training_run.place_of(keys)} where the prompt of a line stands, not "
+            f"{template!r}"
+        )
     if vocabulary is not None:
         checks.whole("VOCABULARY", vocabulary, 300)
         if not shape or tokenizer is not None:

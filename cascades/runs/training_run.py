@@ -5,7 +5,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -80,8 +80,11 @@ def count(params: Params) -> str:
     return f"{number / 1e6:.1f} M" if number >= 1e5 else str(number)
 
 
-def read(path: Any, keys: tuple[str, str] = ("prompt", "text")) -> list[dict[str, Any]]:
+def read(path: Any, keys: tuple[str, str] = ("prompt", "text"), template: str | None = None) -> list[dict[str, Any]]:
     """Returns the lines of a JSONL file, plain or .gz, with what stands under `keys` as prompt and text.
+
+    Args:
+      template: what is put around the prompt, see `place_of`.
 
     Raises:
       UserError: there is no such file, or no line in it.
@@ -94,9 +97,21 @@ def read(path: Any, keys: tuple[str, str] = ("prompt", "text")) -> list[dict[str
         raise UserError(f"INPUT ({path}) cannot be read: {error}") from None
     if not lines:
         raise UserError(f"INPUT ({path}) holds no line of JSON: write some with launch/decode.py --output")
-    if keys == ("prompt", "text"):
+    if keys != ("prompt", "text"):
+        lines = [{"prompt": line.get(keys[0]), "text": line.get(keys[1])} for line in lines]
+    if template is None:
         return lines
-    return [{"prompt": line.get(keys[0]), "text": line.get(keys[1])} for line in lines]
+    before, _, after = template.partition(place_of(keys))
+    # A line without a prompt stays without one, which is told with its number.
+    asked = [line for line in lines if isinstance(line.get("prompt"), str)]
+    for line in asked:
+        line["prompt"] = f"{before}{line['prompt']}{after}"
+    return lines
+
+
+def place_of(keys: Sequence[str]) -> str:
+    """Where in a template the prompt of a line stands: the name of its field in braces, as in a task's template."""
+    return f"{{{keys[0]}}}"
 
 
 def described(training: TrainingSpec, **others: Any) -> dict[str, Any]:

@@ -1,4 +1,3 @@
-import contextlib
 import pathlib
 import shutil
 import sys
@@ -109,33 +108,6 @@ def test_the_hub_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"pip install 'cascades\[hf\]'"):
         checkpoints.resolve("hf://org/repo")
-
-
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """Where the files of gs://bucket lie."""
-    root = tmp_path / "bucket"
-    root.mkdir()
-    monkeypatch.setenv("CASCADES_CACHE", str(tmp_path / "cache"))
-
-    def local(path):
-        return pathlib.Path(str(path).replace("gs://bucket", str(root)))
-
-    def open_file(_, path, mode="r"):
-        return local(path).open(mode)
-
-    @contextlib.contextmanager
-    def mocked():
-        with epath.testing.mock_epath(
-            exists=lambda _, path: local(path).exists(),
-            isdir=lambda _, path: local(path).is_dir(),
-            listdir=lambda _, path: [each.name for each in local(path).iterdir()],
-            open=open_file,
-        ):
-            yield root
-
-    with mocked():
-        yield root
 
 
 def test_a_file_in_a_bucket_is_copied_once(bucket, tmp_path):

@@ -192,6 +192,17 @@ def test_summaries(write):
     assert prompts(tasks.cnn_dailymail(path=path, template="summarize: {article}")) == ["summarize: It rained."]
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [(1, "  It"), (3, "  It rained.\nA"), (4, "  It rained.\nA lot."), (9, "  It rained.\nA lot.")],
+)
+def test_a_long_report_is_cut(write, words, shown):
+    """Behind a word; what stands between words stays."""
+    path = write({"article": "  It rained.\nA lot. ", "highlights": "Rain ."})
+    task = tasks.cnn_dailymail(path=path, words=words, template="<{article}>")
+    assert prompts(task) == [f"<{shown}>"] and f"the first {words} words" in task.source
+
+
 def test_spec_bench_has_no_score(write):
     task = tasks.spec_bench(path=write(*SPEC))
     assert [(example.id, example.prompt) for example in task.examples()] == [("81", "Write."), ("161", "Translate.")]
@@ -290,6 +301,8 @@ def test_making_a_task_reads_nothing(name):
         ("shots_path", "", "a JSONL file, in quotes, or None"),
         ("template", "translate", "a text with {"),
         ("category", "", "the name of one"),
+        ("split", "dev", "test or validation or train, not 'dev'"),
+        ("words", 0, "whole number from 1, not 0"),
     ],
 )
 def test_a_knob_is_what_it_should_be(name, knob, value, words):
@@ -434,6 +447,20 @@ def test_rows_of_the_hub_become_lines(name, monkeypatch):
     [(*where, split)] = asked
     assert where == [repository, configuration] and split in ("test", "validation")
     assert example.prompt and not {"url", "entity_pages", "translation"} & set(example.record)
+
+
+@pytest.mark.parametrize("name", ["wmt", "xsum", "cnn_dailymail"])
+def test_another_split_is_asked(name, monkeypatch):
+    asked, row = [], ROWS[name][1]
+
+    def load_dataset(*where, split):
+        asked.append(split)
+        return [row]
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    for split in ("validation", "train"):
+        assert FACTORIES[name](split=split).examples()
+    assert asked == ["validation", "train"]
 
 
 def test_a_row_that_is_not_as_expected(monkeypatch):

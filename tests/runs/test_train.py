@@ -80,7 +80,9 @@ def test_a_decoder_learns_too(knobs, tmp_path):
         ({"KEYS": ("en", "fr")}, "line 1 of the training text should hold a prompt and a text"),
         ({"VOCABULARY": 3}, "VOCABULARY must be a whole number from 300, not 3"),
         ({"TOKENIZER": "nowhere.model"}, "by TOKENIZER: leave VOCABULARY None"),
-        ({"TOKENIZER": "nowhere.model", "VOCABULARY": None}, "there is no tokenizer at nowhere.model"),
+        ({"TOKENIZER": "nowhere.model", "VOCABULARY": None}, "there is no file or directory nowhere.model"),
+        ({"TEMPLATE": "in German: {de}"}, "TEMPLATE must be a text with {en} where the prompt of a line stands"),
+        ({"TEMPLATE": " ".join("abcdefghijklmnopq") + " {en}"}, "but only 0 of "),  # more than a prompt may have
         ({"INPUT": "nowhere.jsonl"}, "there is no file 'nowhere.jsonl'"),
     ],
 )

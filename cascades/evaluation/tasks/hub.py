@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from cascades.errors import UserError
 
+SPLITS = ("test", "validation", "train")
+"""Of a data set that has all three, of which a task may ask either."""
+
 
 class Source(NamedTuple):
     """A split of a data set.

@@ -1,5 +1,9 @@
 """Summaries of news: XSum (Narayan et al., 2018) and CNN/DailyMail (Hermann et al., 2015; See et al., 2017)."""
 
+import itertools
+import re
+
+from cascades import checks
 from cascades.errors import UserError
 from cascades.evaluation.tasks import hub, metrics, reading
 from cascades.evaluation.tasks.contract import HARNESS, Task
@@ -9,17 +13,21 @@ _ROUGE = "ROUGE-2 is the headline, as in arXiv 2405.19261, and ROUGE-1 and ROUGE
 
 def xsum(
     *,
+    split: str = "test",
     path: str | None = None,
     limit: int | None = None,
     template: str | None = None,
+    words: int | None = None,
     chat: bool = False,
     max_new_tokens: int = 64,
 ) -> Task:
     """Returns XSum: a report of the BBC in one sentence.
 
     Args:
-      path: a JSONL file with `document` and `summary`; the test split of EdinburghNLP/xsum by default.
+      split: of EdinburghNLP/xsum, which is asked where there is no `path`: test, validation or train.
+      path: a JSONL file with `document` and `summary`.
       template: the prompt, with "{document}" where the report stands, as in "summarize: {document}".
+      words: of a report that are shown, for models that hold no longer ones; None is all.
       limit, chat, max_new_tokens: as in `gsm8k`.
 
     Raises:
@@ -28,7 +36,7 @@ def xsum(
     data = reading.Data(
         "xsum",
         {"document": reading.TEXT, "summary": reading.TEXT},
-        hub.Source("EdinburghNLP/xsum", None, "test", hub.kept("id", "document", "summary")),
+        hub.Source("EdinburghNLP/xsum", None, split, hub.kept("id", "document", "summary")),
     )
     return _summaries(
         name="xsum",
@@ -39,6 +47,8 @@ def xsum(
         data=data,
         choice=reading.Choice(path, limit, max_new_tokens, chat),
         template=template,
+        words=words,
+        split=split,
         usual="Summarize the following article in one sentence:\n\n{document}\n\nSummary:",
         stop=("\n",),
     )
@@ -46,17 +56,20 @@ def xsum(
 
 def cnn_dailymail(
     *,
+    split: str = "test",
     path: str | None = None,
     limit: int | None = None,
     template: str | None = None,
+    words: int | None = None,
     chat: bool = False,
     max_new_tokens: int = 128,
 ) -> Task:
     """Returns CNN/DailyMail, version 3.0.0: a report in a few sentences.
 
     Args:
-      path: a JSONL file with `article` and `highlights`; the test split of abisee/cnn_dailymail by default.
-      template: the prompt, with "{article}" where the report stands. limit, chat, max_new_tokens: as in `gsm8k`.
+      split: of abisee/cnn_dailymail. path: a JSONL file with `article` and `highlights`.
+      template: the prompt, with "{article}" where the report stands. words: as in `xsum`.
+      limit, chat, max_new_tokens: as in `gsm8k`.
 
     Raises:
       UserError: a knob is not what it should be, or rouge-score is not installed.
@@ -64,7 +77,7 @@ def cnn_dailymail(
     data = reading.Data(
         "cnn_dailymail",
         {"article": reading.TEXT, "highlights": reading.TEXT},
-        hub.Source("abisee/cnn_dailymail", "3.0.0", "test", hub.kept("id", "article", "highlights")),
+        hub.Source("abisee/cnn_dailymail", "3.0.0", split, hub.kept("id", "article", "highlights")),
     )
     return _summaries(
         name="cnn_dailymail_abisee",
@@ -72,6 +85,8 @@ def cnn_dailymail(
         data=data,
         choice=reading.Choice(path, limit, max_new_tokens, chat),
         template=template,
+        words=words,
+        split=split,
         usual="Summarize the following article:\n\n{article}\n\nSummary:",
         stop=(),
     )
@@ -84,10 +99,15 @@ def _summaries(
     data: reading.Data,
     choice: reading.Choice,
     template: str | None,
+    words: int | None,
+    split: str,
     usual: str,
     stop: tuple[str, ...],
 ) -> Task:
     choice.check(data.factory)
+    checks.one_of(f"{data.factory}.split", split, hub.SPLITS)
+    if words is not None:
+        checks.whole(f"{data.factory}.words", words, 1)
     report, reference = data.fields
     place = f"{{{report}}}"
     if template is not None and (not isinstance(template, str) or place not in template):
@@ -96,14 +116,22 @@ def _summaries(
         )
     before, _, after = (template or usual).partition(place)
     own = "; the prompt is the user's" if template is not None else ""
+    cut = f"; of a report the first {words} words are shown" if words is not None else ""
+    layout = reading.Layout(lambda record: f"{before}{_first(record[report], words)}{after}")
     return Task(
         name=name,
-        source=f"{whose}{own}; {_ROUGE}, times 100.",
-        examples=lambda: reading.examples(
-            data, choice, reading.Layout(lambda record: f"{before}{record[report]}{after}")
-        ),
+        source=f"{whose}{own}{cut}; {_ROUGE}, times 100.",
+        examples=lambda: reading.examples(data, choice, layout),
         metrics=tuple(metrics.rouge(kind, reference) for kind in ("2", "1", "L")),
         stop=stop,
         max_new_tokens=choice.max_new_tokens,
         raw_prompt=not choice.chat,
     )
+
+
+def _first(text: str, words: int | None) -> str:
+    """A text up to the end of so many words, with the spaces and lines between them as they are."""
+    if words is None:
+        return text
+    ends = [word.end() for word in itertools.islice(re.finditer(r"\S+", text), words)]
+    return text[: ends[-1]]

@@ -29,6 +29,7 @@ def wmt(
     source: str = "en",
     target: str = "de",
     test_set: str = "wmt14",
+    split: str = "test",
     source_field: str | None = None,
     target_field: str | None = None,
     template: str | None = None,
@@ -43,11 +44,11 @@ def wmt(
 
     Args:
       source, target: codes of two languages. test_set: of WMT, such as "wmt16", which names the task and, without a
-        `path`, the data set of the hub, wmt/wmt16.
+        `path`, the data set of the hub, wmt/wmt16, of which `split` is asked: test, validation or train.
       source_field, target_field: of a line, in which the sentence and its translation stand; the codes by default.
       template: the prompt, with "{source}" where the sentence stands, as in "translate English to German: {source}";
         the harness's by default.
-      path: a JSONL file with both fields; the test split by default. shots_path: of the same kind; the validation
+      path: a JSONL file with both fields; the hub's split by default. shots_path: of the same kind; the validation
         split by default. limit, shots, chat, max_new_tokens: as in `gsm8k`.
 
     Raises:
@@ -59,11 +60,12 @@ def wmt(
         raise UserError(f"wmt.source and wmt.target must be two languages, not {source!r} both")
     if not isinstance(test_set, str) or not test_set:
         raise UserError(f"wmt.test_set must be the name of a test set, as in 'wmt14', not {test_set!r}")
+    checks.one_of("wmt.split", split, hub.SPLITS)
     usual = f"{_LANGUAGES[source]} phrase: {_PLACE}\n{_LANGUAGES[target]} phrase:"
     from_hub = source_field in (None, source) and target_field in (None, target)
     pair = f"{target}-{source}" if source == "en" else f"{source}-{target}"
     asked, shown = (
-        hub.Source(f"wmt/{test_set}", pair, split, hub.translation(source, target)) for split in ("test", "validation")
+        hub.Source(f"wmt/{test_set}", pair, each, hub.translation(source, target)) for each in (split, "validation")
     )
     data = reading.Data(
         "wmt",
