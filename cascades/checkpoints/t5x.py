@@ -95,9 +95,14 @@ def _marked(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spec(directory: AnyPath, name: str) -> dict[str, Any]:
-    """Where an array lies now, which its specification does not say: checkpoints are moved and copied."""
+    """Where an array lies now. The index says where it lay when it was written, and checkpoints are moved and copied.
+
+    A chunk that is missing is an error: by default zarr reads zeros in its place. T5X stores every chunk, since it
+    gives its arrays no fill value.
+    """
     uri = f"{directory}/{name}/"
-    if not uri.startswith("gs://"):
-        return {"driver": "zarr", "kvstore": {"driver": "file", "path": uri}}
-    bucket, _, path = uri.removeprefix("gs://").partition("/")
-    return {"driver": "zarr", "kvstore": {"driver": "gcs", "bucket": bucket, "path": path}}
+    place = {"driver": "file", "path": uri}
+    if uri.startswith("gs://"):
+        bucket, _, path = uri.removeprefix("gs://").partition("/")
+        place = {"driver": "gcs", "bucket": bucket, "path": path}
+    return {"driver": "zarr", "kvstore": place, "fill_missing_data_reads": False}

@@ -232,6 +232,14 @@ def test_damaged_t5x_files(tmp_path):
         checkpoints.load(directory)
 
 
+def test_a_missing_chunk_is_no_zeros(tmp_path):
+    """A copy that was cut off lacks chunks, and zarr would read them as the fill value."""
+    directory = write_t5x(tmp_path / "t5x", "v1_0")
+    (directory / "target.encoder.layers_1.mlp.wo.kernel" / "1.0").unlink()
+    with pytest.raises(UserError, match="damaged at encoder/layers_1/mlp/wo/kernel .*missing.*fetch it again"):
+        checkpoints.load(directory)
+
+
 def test_a_preset_of_a_t5_is_none_of_a_decoder(tmp_path):
     from cascades.models import decoder_preset
 
