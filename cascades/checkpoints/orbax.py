@@ -13,7 +13,7 @@ import jax
 from cascades.checkpoints import configs, gguf
 from cascades.checkpoints.json_files import read_object
 from cascades.checkpoints.reader import Stored, check, flatten, unflatten
-from cascades.checkpoints.sources import TOKENIZER_FILES, AnyPath, bucket, bucket_errors, first_line
+from cascades.checkpoints.sources import TEMPLATES, TOKENIZER_FILES, AnyPath, bucket, bucket_errors, first_line
 from cascades.errors import UserError
 from cascades.models import Config, T5Config, abstract_params
 from cascades.typing import Params
@@ -158,9 +158,9 @@ def copy_tokenizer(source: pathlib.Path, target: AnyPath) -> None:
                 (target / name).write_bytes((folder / name).read_bytes())
         if folder == source:
             _copy_ends(folder, target)
-            for path in folder.glob("additional_chat_templates/*.jinja"):
-                (target / path.parent.name).mkdir(exist_ok=True)
-                (target / path.parent.name / path.name).write_bytes(path.read_bytes())
+            for path in folder.glob(f"{TEMPLATES}/*.jinja"):
+                (target / TEMPLATES).mkdir(exist_ok=True)
+                (target / TEMPLATES / path.name).write_bytes(path.read_bytes())
 
 
 def _copy_ends(source: pathlib.Path, target: AnyPath) -> None:

