@@ -86,6 +86,7 @@ def _sentencepiece(table: dict[str, Any], path: pathlib.Path) -> Tokenizer:
         chat_template=chats.get(templates.DEFAULT),
         chat_templates=chats,
         special_tokens=_special_tokens(table, bos_id),
+        legacy=True,  # as llama.cpp: a space before every part of a text
         remarks=remarks,
     )
 
