@@ -56,7 +56,7 @@ _POWER_OF_TWO = gguf_keys.Kind(
     f"a power of two up to {_LARGEST_ALIGNMENT}",
     lambda value: type(value) is int and 0 < value <= _LARGEST_ALIGNMENT and value & (value - 1) == 0,
 )
-_PART = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
+_FIRST_PART = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
 
 
 class TensorInfo(NamedTuple):
@@ -160,10 +160,8 @@ def _join(path: pathlib.Path, header: Header) -> Header:
     count = gguf_keys.expect("split.count", header.metadata.get("split.count", 0), _PARTS, str(path))
     if count <= 1:
         return header
-    match = _PART.fullmatch(path.name)
-    files = [path.with_name(f"{match[1]}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)] if match else []
-    lacking = [file.name for file in files if not file.exists()]
-    if not match or int(match[2]) != count or lacking:
+    files = parts_of(path)
+    if len(files) != count or not all(file.exists() for file in files):
         raise UserError(
             f"{path} is one of {count} parts of a model, but one file was expected, or the first part (-00001-of-"
             f"{count:05}) beside the others: join them with `llama-gguf-split --merge`."
@@ -182,6 +180,14 @@ def _join(path: pathlib.Path, header: Header) -> Header:
     total = header.metadata.get("split.tensors.count", len(tensors))
     gguf_keys.expect("split.tensors.count", total, gguf_keys.whole(len(tensors), len(tensors)), str(path))
     return header._replace(tensors=tensors)
+
+
+def parts_of(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a model by the name of the first; one file where the name is not that of a first part."""
+    match = _FIRST_PART.fullmatch(path.name)
+    if not match:
+        return [path]
+    return [path.with_name(f"{match[1]}-{i + 1:05}-of-{match[2]}.gguf") for i in range(int(match[2]))]
 
 
 def copy_metadata(source: pathlib.Path, target: AnyPath) -> None:
