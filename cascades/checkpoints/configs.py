@@ -22,14 +22,16 @@ def from_gemma(shapes: Shapes, label: str, *, preset: str | None = None) -> Deco
       label: what messages call the checkpoint.
       preset: its name, instead of a search.
     """
-    if "embedder/input_embedding" not in shapes or "layer_0/attn/attn_vec_einsum/w" not in shapes:
+    embedding, output = shapes.get("embedder/input_embedding", ()), shapes.get("layer_0/attn/attn_vec_einsum/w", ())
+    if len(embedding) != 2 or len(output) != 3:
         raise UserError(
-            f"{label} should be a released Gemma checkpoint, but lacks embedder/input_embedding or layer_0: give one."
+            f"{label} should be a released Gemma checkpoint, but lacks an embedder/input_embedding of two axes or a "
+            "layer_0/attn/attn_vec_einsum/w of three: give one."
         )
-    vocab, d_model = shapes["embedder/input_embedding"]
+    vocab, d_model = embedding
     if preset is not None:
         return dataclasses.replace(presets.decoder_preset(preset), vocab_size=vocab)
-    num_heads, head_dim, _ = shapes["layer_0/attn/attn_vec_einsum/w"]
+    num_heads, head_dim, _ = output
     num_layers = sum(key.endswith("attn/attn_vec_einsum/w") for key in shapes)
     known = (num_layers, d_model, num_heads, head_dim)
     for config in (each for each in PRESETS.values() if isinstance(each, DecoderConfig)):

@@ -95,8 +95,8 @@ def from_t5x(shapes: Mapping[str, tuple[int, ...]], label: str) -> T5Config:
       UserError: it is no T5.
     """
     needed = ("token_embedder/embedding", "decoder/relpos_bias/rel_embedding", "decoder/layers_0/mlp/wo/kernel")
-    if missing := [name for name in needed if name not in shapes]:
-        raise UserError(f"{label} should be a T5 that T5X wrote, but lacks {', '.join(missing)}: give one.")
+    if missing := [name for name in needed if len(shapes.get(name, ())) != 2 or 0 in shapes[name]]:
+        raise UserError(f"{label} should be a T5 that T5X wrote, but lacks matrices {', '.join(missing)}: give one.")
     vocab, d_model = shapes["token_embedder/embedding"]
     num_heads, buckets = shapes["decoder/relpos_bias/rel_embedding"]
     d_ff, _ = shapes["decoder/layers_0/mlp/wo/kernel"]
