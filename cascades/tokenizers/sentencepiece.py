@@ -61,13 +61,18 @@ def load(path: pathlib.Path, room: int | None = None) -> Tokenizer:
         raise UserError(f"{path} should name its pieces in UTF-8, but is damaged: fetch it again.")
     if not proto.pieces:
         raise UserError(f"{path} should be a SentencePiece model, but it is not: give the model's tokenizer.model.")
+    spec = proto.trainer_spec
+    if spec.treat_whitespace_as_suffix:
+        raise UserError(
+            f"{path} puts spaces behind words (treat_whitespace_as_suffix), which is not supported: use a model of "
+            "another family."
+        )
     settings = files.read(path.parent)
     if settings.tokenizer_class not in _CLASSES:
         raise UserError(
             f"{path} is read by {settings.tokenizer_class} in transformers, which may number its pieces anew: "
             "use a directory with the model's tokenizer.json instead."
         )
-    spec = proto.trainer_spec
     own = {  # as the proto names them, where no file does
         name: piece
         for name, piece, index in (
