@@ -130,5 +130,5 @@ def _foreign(attempt: Attempts, path: AnyPath, preset: str | None, tensors: Mapp
 def _size(path: AnyPath) -> int | None:
     if not isinstance(path, pathlib.Path):
         return None
-    files = gguf.parts_of(path) if path.is_file() else path.rglob("*")
+    files = sources.parts_of(path) if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())

@@ -19,7 +19,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 
 from cascades.checkpoints import gguf_configs, gguf_keys, names
 from cascades.checkpoints.reader import Reader, Stored, check, empty
-from cascades.checkpoints.sources import AnyPath
+from cascades.checkpoints.sources import AnyPath, parts_of
 from cascades.errors import UserError
 from cascades.models import DecoderConfig
 
@@ -56,7 +56,6 @@ _POWER_OF_TWO = gguf_keys.Kind(
     f"a power of two up to {_LARGEST_ALIGNMENT}",
     lambda value: type(value) is int and 0 < value <= _LARGEST_ALIGNMENT and value & (value - 1) == 0,
 )
-_FIRST_PART = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
 
 
 class TensorInfo(NamedTuple):
@@ -180,14 +179,6 @@ def _join(path: pathlib.Path, header: Header) -> Header:
     total = header.metadata.get("split.tensors.count", len(tensors))
     gguf_keys.expect("split.tensors.count", total, gguf_keys.whole(len(tensors), len(tensors)), str(path))
     return header._replace(tensors=tensors)
-
-
-def parts_of(path: pathlib.Path) -> list[pathlib.Path]:
-    """The files of a model by the name of the first; one file where the name is not that of a first part."""
-    match = _FIRST_PART.fullmatch(path.name)
-    if not match:
-        return [path]
-    return [path.with_name(f"{match[1]}-{i + 1:05}-of-{match[2]}.gguf") for i in range(int(match[2]))]
 
 
 def copy_metadata(source: pathlib.Path, target: AnyPath) -> None:

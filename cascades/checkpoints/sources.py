@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import TypeVar
 
 from etils import epath
 from rich.console import Console
@@ -17,6 +18,7 @@ from cascades.errors import UserError
 
 # A local path, or one in a bucket: `etils` offers the same methods.
 AnyPath = pathlib.Path | epath.Path
+P = TypeVar("P", bound=pathlib.PurePath)
 
 # Of a directory, in the order in which `tokenizers.load` looks for them; behind them it reads GPT-2's two files.
 _TOKENIZERS = ("tokenizer.json", "tokenizer.gguf", "tokenizer.model", "spiece.model")
@@ -42,6 +44,7 @@ _HF = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/
 # Of a repository without a named file: what a reader of safetensors and a tokenizer need.
 _HF_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "spiece.model", "merges.txt"]
 _HF_FILES = (".gguf", ".model")
+_FIRST_PART = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
 
 
 def cache_directory() -> pathlib.Path:
@@ -120,7 +123,8 @@ def _hub(uri: str) -> pathlib.Path:
     repo, revision, file = match["repo"], match["revision"], match["file"]
     try:
         if file and file.endswith(_HF_FILES):
-            return pathlib.Path(hub.hf_hub_download(repo, file, revision=revision))
+            parts = [part.as_posix() for part in parts_of(pathlib.PurePosixPath(file))]
+            return [pathlib.Path(hub.hf_hub_download(repo, part, revision=revision)) for part in parts][0]
         patterns = [f"{file}/*", "tokenizer.model", "spiece.model"] if file else _HF_PATTERNS
         root = pathlib.Path(hub.snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except errors.GatedRepoError:
@@ -172,10 +176,19 @@ def _from_bucket(uri: str) -> AnyPath:
         if path.is_dir() and any((path / name).exists() for name in ("_METADATA", "cascades.json", "checkpoint")):
             return path
         target = _copied(uri)
-        if not target.exists():
-            with Console(stderr=True).status(f"copying {uri}"):
-                _copy(path, target)
+        for part, copy in zip(parts_of(path), parts_of(target), strict=True):
+            if not copy.exists():
+                with Console(stderr=True).status(f"copying {os.fspath(part)}"):
+                    _copy(part, copy)
         return target
+
+
+def parts_of(path: P) -> list[P]:
+    """The GGUF files of a model by the name of the first; one file where the name is not that of a first part."""
+    match = _FIRST_PART.fullmatch(path.name)
+    if not match:
+        return [path]
+    return [path.with_name(f"{match[1]}-{i + 1:05}-of-{match[2]}.gguf") for i in range(int(match[2]))]
 
 
 def tokenizer_directory(path: AnyPath) -> pathlib.Path:
@@ -226,14 +239,13 @@ def _copy(source: AnyPath, target: pathlib.Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
     try:
+        part = scratch / target.name
         if source.is_dir():
-            part = scratch / "directory"
             part.mkdir()
             for each in source.iterdir():
-                if not each.is_dir():
-                    _copy_file(each, part / each.name)
+                if each.name == _TEMPLATES or not each.is_dir():
+                    _copy(each, part / each.name)
         else:
-            part = scratch / "file"
             _copy_file(source, part)
         if not target.is_dir():
             part.rename(target)
