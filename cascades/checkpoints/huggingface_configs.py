@@ -106,8 +106,8 @@ def _decoder(fields: Fields, family: str) -> DecoderConfig:
     if any(local_layers) or family in ("gemma2", "gemma3"):
         values |= {"window": window, "local_layers": local_layers}
     if family in ("gemma2", "gemma3"):
-        values["attn_softcap"] = fields.optional("attn_logit_softcapping")
-        values["final_softcap"] = fields.optional("final_logit_softcapping")
+        values["attn_softcap"] = fields.optional_number("attn_logit_softcapping")
+        values["final_softcap"] = fields.optional_number("final_logit_softcapping")
         values["query_scale"] = None if scalar == head_dim else scalar**-0.5
     elif scalar != head_dim:
         raise fields.wrong("query_pre_attn_scalar", f"the size of a head ({head_dim}), as every {family} scales")
