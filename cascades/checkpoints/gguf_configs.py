@@ -69,7 +69,7 @@ def from_gguf(
     try:
         return DecoderConfig(**_rounded(fields))
     except UserError as error:
-        raise UserError(f"{label} describes a model that cannot be: {error}") from None
+        raise UserError(f"{label} describes an impossible model: {error}") from None
 
 
 def _sizes(keys: Metadata, shapes: Shapes, tokens: Any) -> dict[str, Any]:
@@ -197,7 +197,10 @@ def _check_repeats(keys: Metadata, fields: Mapping[str, Any], label: str, family
     head_dim, theta = fields["head_dim"], fields["rope_theta"]
     rotary = keys.get("rope.dimension_count", head_dim)
     if rotary != head_dim:
-        raise UserError(f"{label} rotates {rotary} of {head_dim} channels a head, but only whole heads can be rotated.")
+        raise UserError(
+            f"{label} rotates {rotary} of {head_dim} channels a head, but only whole heads can be rotated: give "
+            "another model."
+        )
     allowed: dict[str, tuple[Any, ...]] = {
         "attention.value_length": (head_dim,),
         "attention.key_length_swa": (head_dim,),

@@ -133,7 +133,9 @@ class Metadata:
         # Some converters write one value a layer where all are alike.
         if isinstance(value, np.ndarray) and key != "attention.sliding_window_pattern":
             if len(set(value.tolist())) != 1:
-                raise UserError(f"{self.label} gives a {key} that differs between layers, which cannot be read.")
+                raise UserError(
+                    f"{self.label} gives a {key} that differs between layers, which cannot be read: give another model."
+                )
             return value[0].item()
         return value
 

@@ -116,7 +116,7 @@ def _decoder(fields: Fields, family: str) -> DecoderConfig:
     try:
         return DecoderConfig(**values)
     except UserError as error:
-        raise UserError(f"{fields.label} describes no model: {error}") from None
+        raise UserError(f"{fields.label} describes an impossible model: {error}") from None
 
 
 def _activation(fields: Fields, family: str) -> str:

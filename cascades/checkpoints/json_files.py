@@ -20,7 +20,7 @@ def read_object(path: AnyPath) -> dict[str, Any]:
     """
     try:
         if not path.is_file():
-            raise UserError(f"{path} should be a JSON file, but is none: fetch it again.")
+            raise UserError(f"{path} should be a JSON file, but there is no such file: fetch it again.")
         if isinstance(path, pathlib.Path) and path.stat().st_size > _LARGEST:
             raise UserError(f"{path} should be a small JSON file, but has {path.stat().st_size} bytes: give another.")
         value = json.loads(

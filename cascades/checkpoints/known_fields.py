@@ -136,7 +136,7 @@ def check(raw: Mapping[str, Any], family: str, label: str, at: str = "") -> None
         shown = ", ".join(sorted(unknown)[:6]) + (f" and {len(unknown) - 6} more" if len(unknown) > 6 else "")
         raise UserError(
             f"{label} gives {shown}, which no {family} here knows and which may change what it computes: delete "
-            "from the file what is a mere note, or give another model."
+            "from the file what changes nothing, or give another model."
         )
 
 
@@ -148,8 +148,8 @@ def _check_class(classes: Any, family: str, label: str, at: str) -> None:
     names = [each.removeprefix("Flax").removeprefix("TF") for each in classes]
     if others := [each for each in names if each not in ARCHITECTURES[family]]:
         raise UserError(
-            f"{label} holds a {', '.join(others)[:100]}, but only a {' or '.join(ARCHITECTURES[family])} says text as "
-            "it is read here: give such a model."
+            f"{label} holds a {', '.join(others)[:100]}, but only a {' or '.join(ARCHITECTURES[family])} can be read: "
+            "give such a model."
         )
 
 
