@@ -1,4 +1,4 @@
-"""What a checkpoint holds and what `load` would refuse of it, told by its headers: no weights are read."""
+"""What a checkpoint holds, and what `load` would refuse, from its headers alone: no weights are read."""
 
 import contextlib
 import math
@@ -21,12 +21,12 @@ FORMATS = {
     t5x: "T5X",
     gemma: "released Gemma (orbax)",
 }
-# int32: of the ids that a drafter's head scores.
-_PLAIN = {"f64", "f32", "f16", "bf16", "float64", "float32", "float16", "bfloat16", "int32"}
+# int32 is the type of `head_ids`, the tokens that a drafter's head scores.
+_PLAIN_DTYPES = {"f64", "f32", "f16", "bf16", "float64", "float32", "float16", "bfloat16", "int32"}
 
 
 class Problem(NamedTuple):
-    """Why something would be refused. part: of what."""
+    """Why `load` would refuse a checkpoint. part: the part that is wrong: file, config, tensors or tokenizer."""
 
     part: str
     reason: str
@@ -35,11 +35,11 @@ class Problem(NamedTuple):
 class Contents(NamedTuple):
     """A checkpoint without its weights.
 
-    path: where the weights lie, None where none were found. tokenizer: where its tokenizer is to be looked for.
-    form: the name of its format. size: bytes of its files, None in a bucket. tensors: all that the files hold, by name.
-    config: the architecture, None where it cannot be read. parameters: of it, None unless it is that of the tensors.
-    shared: parts of a drafter that are its verifier's.
-    problems: what `load` would refuse, one a part.
+    path: where the weights lie; None if there are none. tokenizer: where to look for its tokenizer.
+    form: the name of its format. size: bytes of its files; None in a bucket. tensors: those of the files, by name.
+    config: the architecture; None if it cannot be read. parameters: their number; None unless the tensors fit `config`.
+    shared: names of the parameters that a drafter takes from its verifier.
+    problems: what `load` would refuse.
     """
 
     path: AnyPath | None
@@ -54,7 +54,7 @@ class Contents(NamedTuple):
 
     @property
     def kinds(self) -> dict[str, int]:
-        """How many weights are stored in each type, the most first."""
+        """The number of weights of each type, the most frequent type first."""
         counts: dict[str, int] = {}
         for shape, kind in self.tensors.values():
             counts[kind] = counts.get(kind, 0) + math.prod(shape)
@@ -62,29 +62,29 @@ class Contents(NamedTuple):
 
     @property
     def quantised(self) -> tuple[str, ...]:
-        """The types of tensors that are no plain numbers, the most weights first."""
-        return tuple(kind for kind in self.kinds if kind.lower() not in _PLAIN)
+        """The types that are not plain numbers, the most frequent first."""
+        return tuple(kind for kind in self.kinds if kind.lower() not in _PLAIN_DTYPES)
 
 
 class Attempts:
-    """Runs what may be refused, and keeps why: one problem for each reason. known: those from before."""
+    """Calls functions that may raise a UserError, and keeps each reason once. known: problems from before."""
 
     def __init__(self, known: Iterable[Problem] = ()):
         self.problems = list(known)
 
     def __call__(self, part: str, function: Callable[[], Any], default: Any = None) -> Any:
-        """Returns what `function` does, or `default` where it raises a UserError."""
+        """The result of `function`, or `default` if it raises a UserError."""
         try:
             return function()
         except UserError as error:
-            # A header that cannot be read stops all that follows, with the same words.
+            # A header that cannot be read fails every later step with the same sentence.
             if all(str(error) != problem.reason for problem in self.problems):
                 self.problems.append(Problem(part, str(error)))
             return default
 
 
 def contents(uri: str | os.PathLike, preset: str | None = None) -> Contents:
-    """Opens a checkpoint as `load` does, but goes on where `load` would stop: nothing is raised for a bad input.
+    """Opens a checkpoint as `load` does, but lists what is wrong with it instead of raising.
 
     Args:
       uri, preset: as in `load`.
@@ -106,7 +106,7 @@ def contents(uri: str | os.PathLike, preset: str | None = None) -> Contents:
             attempt("tensors", lambda: orbax.check_tensors(path, config))
     else:
         config = _foreign(attempt, path, preset, tensors)
-    # Of a config that no tensors bear out, a size may be anything, and its parameters too many to count.
+    # A config that the tensors do not confirm may claim any size, too large to count.
     parameters = None if config is None or attempt.problems else count_params(config)
     tokenizer = attempt("tokenizer", lambda: sources.tokenizer_directory(path))
     known = FORMATS[form], _size(path), tensors, config, parameters, shared
@@ -114,11 +114,11 @@ def contents(uri: str | os.PathLike, preset: str | None = None) -> Contents:
 
 
 def _foreign(attempt: Attempts, path: AnyPath, preset: str | None, tensors: Mapping[str, Stored]) -> Config | None:
-    """The architecture of a checkpoint that others wrote; one that is refused is tried part by part."""
+    """The architecture of a checkpoint in a format of others. If it does not open as a whole, its parts are tried."""
     with contextlib.suppress(UserError):
-        opened = open_reader(path, preset)
-        check_tensors(opened)
-        return opened.config
+        reader = open_reader(path, preset)
+        check_tensors(reader)
+        return reader.config
     config = attempt("config", lambda: read_config(path, preset))
     if config is not None:
         attempt("tensors", lambda: check_tensors(open_reader(path, preset)))
@@ -130,5 +130,5 @@ def _foreign(attempt: Attempts, path: AnyPath, preset: str | None, tensors: Mapp
 def _size(path: AnyPath) -> int | None:
     if not isinstance(path, pathlib.Path):
         return None
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
-    return sum(each.stat().st_size for each in files)
+    files = sources.parts_of(path) if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -25,8 +25,8 @@ def convert(
       source: a URI, see `resolve`.
       target: a new directory; it appears whole or not at all.
       dtype: float32 or bfloat16.
-      preset: the shape where the source leaves it open.
-      progress: show a bar, where the standard error is a terminal.
+      preset: the architecture where the source does not say it.
+      progress: show a bar if standard error is a terminal.
 
     Raises:
       UserError: as `load` and `save`.

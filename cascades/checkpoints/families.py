@@ -1,4 +1,4 @@
-"""What the configs of all formats have in common: the families' constants and the spelling of fields."""
+"""What the configs of all formats share: the constants of each family."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,7 @@ from cascades.models import RopeScaling
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+# Fields of `DecoderConfig` that follow from the family.
 FAMILY: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {"qkv_bias": True},
@@ -18,9 +19,10 @@ GEMMA3_LOCAL_THETA = 10_000.0
 
 
 def period(length: int, num_layers: int) -> tuple[bool, ...]:
-    """Sliding layers, but for the last of every `length`."""
+    """For each layer whether it slides: all but the last of every `length`."""
     return tuple((i + 1) % length != 0 for i in range(num_layers))
 
 
 def linear(factor: float) -> RopeScaling | None:
+    """Linear scaling of rotary positions; None for a factor of 1, which changes nothing."""
     return None if factor == 1.0 else RopeScaling(kind="linear", factor=float(factor))

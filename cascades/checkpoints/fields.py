@@ -6,13 +6,13 @@ from typing import Any
 
 from cascades.errors import UserError
 
-MOST = 2**31 - 1  # of a size: arrays are counted in int32 on the way to the device
+MAX_SIZE = 2**31 - 1  # on the device, sizes are int32
 
 
 class Fields:
-    """Lookups in an object of a file. A field that is null counts as absent.
+    """Checked lookups in a JSON object. A field that is null counts as absent.
 
-    values: the object. label: the file, as messages call it. at: where the object stands in the file (`text_config.`).
+    values: the object. label: what messages call its file. at: the path to the object in the file, `text_config.`.
     """
 
     def __init__(self, values: Mapping[str, Any], label: str, at: str = ""):
@@ -23,31 +23,33 @@ class Fields:
     def has(self, name: str) -> bool:
         return self.values.get(name) is not None
 
-    def size(self, name: str, default: int | None = None, *, least: int = 1, most: int = MOST) -> int:
-        """A whole number, needed where there is no default."""
+    def size(self, name: str, default: int | None = None, *, least: int = 1, most: int = MAX_SIZE) -> int:
+        """A whole number. Raises a UserError if it is absent and has no default, out of range or of another type."""
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise self.wrong(name, f"a whole number from {least} to {most}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A positive number, needed where there is no default."""
+        """A positive number. Raises a UserError if it is absent and has no default, or is none."""
         number = self._number(name, self._get(name, default))
         if not number > 0:
             raise self.wrong(name, "a positive number")
         return number
 
-    def optional(self, name: str) -> float | None:
+    def optional_number(self, name: str) -> float | None:
         """A positive number, or None where the field is absent."""
         return self.number(name) if self.has(name) else None
 
     def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
         value = self.values.get(name)
         if value is not None and not isinstance(value, bool):
             raise self.wrong(name, "true or false")
         return default if value is None else value
 
     def text(self, name: str, default: str | None = None) -> str | None:
+        """A text."""
         value = self.values.get(name)
         if value is not None and not isinstance(value, str):
             raise self.wrong(name, "a text")
@@ -72,10 +74,10 @@ class Fields:
         return Fields(value, self.label, f"{self.at}{name}.")
 
     def wrong(self, name: str, expected: str) -> UserError:
-        """What to raise about a field that is not as expected."""
-        given = repr(self.values.get(name))
-        given = given if len(given) <= 60 else f"{given[:60]}…"
-        return UserError(f"{self.label} should give {self.at}{name} as {expected}, not {given}: correct the file.")
+        """The error for a field that is not as expected."""
+        value = repr(self.values.get(name))
+        value = value if len(value) <= 60 else f"{value[:60]}…"
+        return UserError(f"{self.label} should give {self.at}{name} as {expected}, not {value}: correct the file.")
 
     def _get(self, name: str, default: Any) -> Any:
         value = self.values.get(name)

@@ -21,38 +21,37 @@ def is_checkpoint(directory: AnyPath) -> bool:
 
 
 def open_reader(directory: AnyPath, preset: str | None = None) -> Reader:
-    """Opens a checkpoint; its sizes, or `preset`, tell which Gemma it is.
+    """Opens a checkpoint; its sizes, or `preset`, say which Gemma it is.
 
     Raises:
-      UserError: not a checkpoint, cut off, or of sizes that no preset has.
+      UserError: not a checkpoint, damaged, or of sizes that no preset has.
     """
     leaves = _leaves(directory)
-    where = {name: path for name, (path, _) in leaves.items()}
     shapes = {name: tuple(leaf.shape) for name, (_, leaf) in leaves.items()}
     config = configs.from_gemma(shapes, str(directory), preset=preset)
-    lock = threading.Lock()  # orbax runs an event loop a restore
+    lock = threading.Lock()  # each restore runs an event loop
 
     def read(name: str, dtype) -> np.ndarray:
         with lock:
-            return _restore(directory, where[name]).astype(dtype)
+            return _restore(directory, leaves[name][0]).astype(dtype)
 
     return Reader(str(directory), config, names.gemma(config, shapes), shapes, read)
 
 
 def read_config(directory: AnyPath, preset: str | None = None) -> DecoderConfig:
-    """The architecture that the checkpoint's sizes, or `preset`, tell."""
+    """The architecture by the checkpoint's sizes, or that of `preset`."""
     shapes = {name: each.shape for name, each in stored(directory).items()}
     return configs.from_gemma(shapes, str(directory), preset=preset)
 
 
 def stored(directory: AnyPath) -> dict[str, Stored]:
-    """Every tensor but the image encoder's, from the metadata alone."""
+    """The shape and type of every tensor but the image encoder's, from the metadata alone."""
     return {name: Stored(tuple(leaf.shape), str(leaf.dtype)) for name, (_, leaf) in _leaves(directory).items()}
 
 
 def _leaves(directory: AnyPath) -> dict[str, tuple[Path, Any]]:
-    """For every tensor's name, flat and nested form alike, its path in the stored tree, and its shape and dtype."""
-    import orbax.checkpoint as ocp  # late: it takes as long as all other imports together
+    """For each tensor its path in the stored tree and its metadata; flat and nested trees give the same names."""
+    import orbax.checkpoint as ocp  # here, as it takes as long as all other imports together
 
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -72,7 +71,7 @@ def _leaves(directory: AnyPath) -> dict[str, tuple[Path, Any]]:
 
 
 def _restore(directory: AnyPath, path: Path) -> np.ndarray:
-    import orbax.checkpoint as ocp  # late: it takes as long as all other imports together
+    import orbax.checkpoint as ocp  # here, as it takes as long as all other imports together
 
     item: Any = unflatten({path: 0})
     arguments = unflatten({path: ocp.RestoreArgs(restore_type=np.ndarray)})

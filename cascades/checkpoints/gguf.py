@@ -1,7 +1,7 @@
 """GGUF files: header, tensors, dequantisation (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 
-The header is parsed here, as `gguf.GGUFReader` makes several arrays of every string: ten seconds for a vocabulary of
-262,144. Dequantisation is the `gguf` package's.
+The header is parsed here: `gguf.GGUFReader` makes several arrays of every string, which takes ten seconds for a
+vocabulary of 262,144. Dequantisation is the `gguf` package's.
 """
 
 import functools
@@ -19,7 +19,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 
 from cascades.checkpoints import gguf_configs, gguf_keys, names
 from cascades.checkpoints.reader import Reader, Stored, check, empty
-from cascades.checkpoints.sources import AnyPath
+from cascades.checkpoints.sources import AnyPath, parts_of
 from cascades.errors import UserError
 from cascades.models import DecoderConfig
 
@@ -36,31 +36,29 @@ _SCALARS = {
     GGUFValueType.INT64: "<i8",
     GGUFValueType.FLOAT64: "<f8",
 }
-# Weights dequantised at a time: larger temporaries are mapped from the system anew each time, at twice the cost.
+# Weights dequantised at a time: the system maps larger temporaries anew each time, at twice the cost.
 _CHUNK = 1 << 16
-_ALIGNMENT = 32
+_ALIGNMENT = 32  # bytes, where the file does not say
 
-
-# What a header may hold at most: far above any model's, and far below what would fill the memory of a machine.
+# The most that a header may hold: far above any model's, and far below what would fill a machine's memory.
 _MOST_ENTRIES = 1 << 16
 _MOST_STRINGS = 1 << 21
 _LONGEST_NAME = 256
 _MOST_BYTES = 1 << 26
 _MOST_AXES = 4
 _LARGEST_ALIGNMENT = 1 << 20
-# Other parts of a multimodal file: the image encoder, what projects its output, the audio encoder.
+# Other parts of a multimodal file: the image encoder, its projector, the audio encoder.
 _OTHER_PARTS = re.compile(r"^(v|mm|a)\.")
-_QUANTS = gguf_keys.whole(gguf.GGML_QUANT_VERSION, gguf.GGML_QUANT_VERSION)
-_PARTS = gguf_keys.whole(0, 99_999)
+_QUANTIZATION_VERSION = gguf_keys.whole(gguf.GGML_QUANT_VERSION, gguf.GGML_QUANT_VERSION)
+_PART_COUNT = gguf_keys.whole(0, 99_999)
 _POWER_OF_TWO = gguf_keys.Kind(
     f"a power of two up to {_LARGEST_ALIGNMENT}",
     lambda value: type(value) is int and 0 < value <= _LARGEST_ALIGNMENT and value & (value - 1) == 0,
 )
-_PART = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
 
 
 class TensorInfo(NamedTuple):
-    """Where a tensor lies: its file, NumPy's shape (rows first), its type, first byte and number of bytes."""
+    """A tensor's file, its shape in NumPy's order (rows first), its type, first byte and number of bytes."""
 
     file: pathlib.Path
     shape: tuple[int, ...]
@@ -70,11 +68,11 @@ class TensorInfo(NamedTuple):
 
 
 class Header(NamedTuple):
-    """A file without its weights.
+    """What stands before the weights of a file.
 
     metadata: every key; scalars and strings as Python's, arrays of strings as lists, of numbers as NumPy arrays.
     tensors: by name, in the file's order.
-    keys: first and last byte of the keys, for a copy of them.
+    keys: where the bytes of the keys begin and end, to copy them.
     """
 
     metadata: dict[str, Any]
@@ -83,11 +81,11 @@ class Header(NamedTuple):
 
 
 def read_header(path: pathlib.Path) -> Header:
-    """Reads what stands before the weights, and checks that the weights are all there.
+    """Reads the header of a file, and checks that its weights are all there.
 
     Raises:
-      UserError: no such file, not GGUF, another version, cut off or damaged, sizes that cannot be, or a tensor type
-        that is not known.
+      UserError: no such file, not GGUF, another version, cut off or damaged, impossible sizes, or an unknown type of
+        tensor.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -105,8 +103,15 @@ def read_header(path: pathlib.Path) -> Header:
 
 
 def open_reader(path: pathlib.Path, preset: str | None = None) -> Reader:
-    """Opens a GGUF file of a known architecture, or the first of its parts; `preset` names the shape where the metadata
-    leaves it open."""
+    """Opens a GGUF file of a known architecture.
+
+    Args:
+      path: the file, or the first of a model's parts.
+      preset: the architecture where the metadata does not say it.
+
+    Raises:
+      UserError: as `read_parts`; an unknown architecture, or tensors that do not fit it or cannot be dequantised.
+    """
     header = read_parts(path)
     config = _config(path, header, preset)
     table = names.gguf(config, interleaved=header.metadata["general.architecture"] == "llama")
@@ -115,7 +120,6 @@ def open_reader(path: pathlib.Path, preset: str | None = None) -> Reader:
         for name, info in header.tensors.items()
         if names.is_weight(name) and not _OTHER_PARTS.match(name)
     }
-    # Before anything is made of sizes that the tensors do not have.
     check(str(path), {tensor.name: tensor.shape for tensor in table.values()}, shapes)
     check_types(header)
     mapped = {info.file: np.asarray(np.memmap(info.file, mode="r")) for info in header.tensors.values()}
@@ -128,7 +132,11 @@ def open_reader(path: pathlib.Path, preset: str | None = None) -> Reader:
 
 
 def read_parts(path: pathlib.Path) -> Header:
-    """`read_header` of a model that may be split over files: give the first, and the tensors are those of all."""
+    """The header of a file or, by its first part, of a model that is split over files: it has the tensors of all parts.
+
+    Raises:
+      UserError: as `read_header`; not the first part, or parts that are missing or of another model.
+    """
     return _join(path, read_header(path))
 
 
@@ -141,7 +149,7 @@ def _config(path: pathlib.Path, header: Header, preset: str | None) -> DecoderCo
     version = header.metadata.get("general.quantization_version", gguf.GGML_QUANT_VERSION)
     quantised = any(gguf.GGML_QUANT_SIZES[info.kind][0] > 1 for info in header.tensors.values())
     if quantised:
-        gguf_keys.expect("general.quantization_version", version, _QUANTS, str(path))
+        gguf_keys.expect("general.quantization_version", version, _QUANTIZATION_VERSION, str(path))
     factors = None
     if "rope_freqs.weight" in header.tensors:
         info = header.tensors["rope_freqs.weight"]
@@ -152,18 +160,12 @@ def _config(path: pathlib.Path, header: Header, preset: str | None) -> DecoderCo
 
 
 def _join(path: pathlib.Path, header: Header) -> Header:
-    """The header of a model whose tensors are split over files, `NAME-00001-of-0000N.gguf` and so on.
-
-    Raises:
-      UserError: not the first part, or other parts that are not there or not of the same model.
-    """
-    count = gguf_keys.expect("split.count", header.metadata.get("split.count", 0), _PARTS, str(path))
+    """Adds the tensors of the other parts, `NAME-00002-of-0000N.gguf` and so on, to the header of the first."""
+    count = gguf_keys.expect("split.count", header.metadata.get("split.count", 0), _PART_COUNT, str(path))
     if count <= 1:
         return header
-    match = _PART.fullmatch(path.name)
-    files = [path.with_name(f"{match[1]}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)] if match else []
-    lacking = [file.name for file in files if not file.exists()]
-    if not match or int(match[2]) != count or lacking:
+    files = parts_of(path)
+    if len(files) != count or not all(file.exists() for file in files):
         raise UserError(
             f"{path} is one of {count} parts of a model, but one file was expected, or the first part (-00001-of-"
             f"{count:05}) beside the others: join them with `llama-gguf-split --merge`."
@@ -171,12 +173,9 @@ def _join(path: pathlib.Path, header: Header) -> Header:
     tensors: dict[str, TensorInfo] = {}
     for i, file in enumerate(files):
         part = header if i == 0 else read_header(file)
-        said = [part.metadata.get(key) for key in ("split.no", "split.count")]
-        if (
-            not all(isinstance(each, int) for each in said)
-            or said != [i, count]
-            or tensors.keys() & part.tensors.keys()
-        ):
+        numbers = [part.metadata.get(key) for key in ("split.no", "split.count")]
+        in_place = all(isinstance(number, int) for number in numbers) and numbers == [i, count]
+        if not in_place or tensors.keys() & part.tensors.keys():
             raise UserError(f"{file} should be part {i + 1} of {count} of {path}, but is another: fetch it again.")
         tensors |= part.tensors
     total = header.metadata.get("split.tensors.count", len(tensors))
@@ -185,7 +184,7 @@ def _join(path: pathlib.Path, header: Header) -> Header:
 
 
 def copy_metadata(source: pathlib.Path, target: AnyPath) -> None:
-    """Writes a GGUF file with all keys of `source`, its tokenizer among them, and no tensor."""
+    """Writes a GGUF file with all keys of `source`, its tokenizer among them, and no tensors."""
     start, stop = read_header(source).keys
     with source.open("rb") as file:
         version, _, count = struct.unpack_from("<IQQ", file.read(24), 4)
@@ -196,18 +195,19 @@ def copy_metadata(source: pathlib.Path, target: AnyPath) -> None:
 
 
 class _Cursor:
-    """Reads values one behind the other; past the end, and at what cannot be, it raises ValueError."""
+    """Reads one value after the other. Raises ValueError past the end of the file and for impossible values."""
 
     def __init__(self, data: mmap.mmap, offset: int):
         self.data = data
         self.offset = offset
 
     def room(self, count: int, size: int, most: int) -> None:
-        """Passes if so many things of at least that size can follow."""
+        """Raises ValueError unless `count` items of at least `size` bytes can follow, and are not more than `most`."""
         if count > most or count * size > len(self.data) - self.offset:
-            raise ValueError(f"it has no room for the {count} things that it announces")
+            raise ValueError(f"it has no room for the {count} items that it announces")
 
     def take(self, form: str) -> int:
+        """One number of a `struct` format."""
         self.room(1, struct.calcsize(form), 1)
         (value,) = struct.unpack_from(form, self.data, self.offset)
         self.offset += struct.calcsize(form)
@@ -227,7 +227,7 @@ class _Cursor:
         return name
 
     def texts(self, count: int, errors: str) -> list[str]:
-        """`text`, so many times: a vocabulary has hundreds of thousands."""
+        """`count` times `text`, without its overhead: a vocabulary has hundreds of thousands."""
         self.room(count, 8, _MOST_STRINGS)
         data, offset, unpack, texts = self.data, self.offset, struct.Struct("<Q").unpack_from, []
         for _ in range(count):
@@ -281,7 +281,7 @@ def _parse(path: pathlib.Path, data: mmap.mmap) -> Header:
         key = cursor.name()
         if key in metadata:
             raise ValueError(f"it gives {key:.80} twice")
-        # What describes a file to people may be spelled as it will; a token or a template must not change unseen.
+        # Descriptions for people may hold bytes that are not UTF-8; a token or a template must not change silently.
         metadata[key] = cursor.value("replace" if key.startswith("general.") else "strict")
     stop = cursor.offset
     cursor.room(num_tensors, 32, _MOST_ENTRIES)
@@ -317,7 +317,7 @@ def _info(path: pathlib.Path, name: str, place: tuple[tuple[int, ...], int, int]
 
 
 def _check_places(tensors: Mapping[str, TensorInfo], base: int, alignment: int) -> None:
-    """Tensors begin at multiples of the alignment, each behind the one before it."""
+    """Raises ValueError unless tensors begin at multiples of the alignment and do not overlap."""
     end = base
     for name, info in sorted(tensors.items(), key=lambda item: item[1].start):
         if info.start < end or (info.start - base) % alignment:
@@ -349,9 +349,10 @@ def _unpack(rows: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
 
 
 def _dequantize(info: TensorInfo, mapped: np.ndarray, dtype) -> np.ndarray:
-    """A chunk at a time, straight into the final dtype.
+    """A tensor in `dtype`, converted in chunks.
 
-    A chunk goes in as one row: `gguf` takes its rows by sixteens, which for narrow matrices is five times slower.
+    A chunk is passed as one row: `gguf` works through its rows sixteen at a time, which is five times slower for narrow
+    matrices.
     """
     out = empty(info.shape, dtype)
     flat = out.reshape(-1)
@@ -365,5 +366,5 @@ def _dequantize(info: TensorInfo, mapped: np.ndarray, dtype) -> np.ndarray:
 
 
 def stored(path: pathlib.Path) -> dict[str, Stored]:
-    """Every tensor, from the headers of all parts."""
+    """The shape and type of every tensor, from the headers of all parts."""
     return {name: Stored(info.shape, info.kind.name) for name, info in read_parts(path).tensors.items()}

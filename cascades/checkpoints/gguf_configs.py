@@ -1,7 +1,7 @@
 """A decoder's architecture from the metadata of a GGUF file.
 
-What the file does not say comes from a preset, where one is named, from the family's published default, or is what
-llama.cpp's loader takes.
+What the file does not say comes from the preset, if one is named, else from the family's published defaults or those
+of llama.cpp's loader.
 """
 
 import math
@@ -18,7 +18,7 @@ from cascades.models import DecoderConfig, RopeScaling
 from cascades.models.layers import rope_frequencies
 
 FAMILIES = ("llama", "qwen2", "gemma", "gemma2", "gemma3")
-# What `hidden_activation` may say of ours; Gemma's files say `gelu` and mean the approximation by tanh.
+# What `hidden_activation` may call our activations; Gemma's files say `gelu` and mean the approximation by tanh.
 _ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh", "gelu_tanh", "gelu")}
 _LONGROPE = ("rope_factors_long.weight", "rope_factors_short.weight")
 
@@ -35,14 +35,14 @@ def from_gguf(
 
     Args:
       metadata: the file's keys.
-      shapes: of its tensors; the vocabulary's size and whether the head is tied are read from them.
+      shapes: of its tensors; they tell the size of the vocabulary and whether the head is tied.
       label: what messages call the file.
       preset: name of a preset for what the metadata lacks.
-      rope_factors: the tensor `rope_freqs.weight`, by which Llama 3's frequencies are divided.
+      rope_factors: the tensor `rope_freqs.weight`, `[head_dim / 2]`: the divisors of Llama 3's frequencies.
 
     Raises:
-      UserError: an architecture that is not known, a key that is missing without a preset, that is of the wrong type or
-        out of range, or that asks for something that no model here has.
+      UserError: an unknown architecture, or a key that is missing from file and preset, of the wrong type, out of range
+        or not supported.
     """
     family = metadata.get("general.architecture")
     if not isinstance(family, str) or family not in FAMILY:
@@ -69,7 +69,7 @@ def from_gguf(
     try:
         return DecoderConfig(**_rounded(fields))
     except UserError as error:
-        raise UserError(f"{label} describes a model that cannot be: {error}") from None
+        raise UserError(f"{label} describes an impossible model: {error}") from None
 
 
 def _sizes(keys: Metadata, shapes: Shapes, tokens: Any) -> dict[str, Any]:
@@ -95,9 +95,9 @@ def _sizes(keys: Metadata, shapes: Shapes, tokens: Any) -> dict[str, Any]:
 
 
 def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
-    """GGUF keeps float32: 9.999999974752427e-07 was meant to be 1e-06."""
-    given = [name for name in ("norm_eps", "rope_theta", "local_rope_theta") if fields.get(name)]
-    return fields | {name: float(f"{fields[name]:.7g}") for name in given}
+    """Undoes the rounding of GGUF's float32: 9.999999974752427e-07 was 1e-06."""
+    names = [name for name in ("norm_eps", "rope_theta", "local_rope_theta") if fields.get(name)]
+    return fields | {name: float(f"{fields[name]:.7g}") for name in names}
 
 
 def _rows(shapes: Shapes, name: str) -> int | None:
@@ -105,14 +105,14 @@ def _rows(shapes: Shapes, name: str) -> int | None:
 
 
 def _sliding(keys: Metadata, fields: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """What Gemma 2 and 3 have beside the others: sliding layers, caps, and another scale of queries."""
+    """The fields that only Gemma 2 and 3 have: sliding layers, soft caps, and another scale of queries."""
     num_layers, length = fields["num_layers"], 2 if family == "gemma2" else 6
     window = keys.need("attention.sliding_window", "window")
     if window == 0:
         raise gguf_keys.refuse(f"{family}.attention.sliding_window", window, keys.label)
     caps = (50.0, 30.0) if family == "gemma2" else (None, None)
     scale = _large_gemma_scale(family, num_layers, fields["d_model"], fields["num_heads"])
-    more: dict[str, Any] = {
+    sliding: dict[str, Any] = {
         "window": window,
         "query_scale": keys.default("query_scale", scale),
         "local_layers": keys.default("local_layers", period(length, num_layers)),
@@ -121,18 +121,20 @@ def _sliding(keys: Metadata, fields: Mapping[str, Any], family: str) -> dict[str
     }
     pattern = keys.get("attention.sliding_window_pattern", None)
     if pattern is not None:
-        more["local_layers"] = _pattern(pattern, num_layers, f"{family}.attention.sliding_window_pattern", keys.label)
+        sliding["local_layers"] = _pattern(
+            pattern, num_layers, f"{family}.attention.sliding_window_pattern", keys.label
+        )
     theta = None if family == "gemma2" else keys.default("local_rope_theta", GEMMA3_LOCAL_THETA)
-    more["local_rope_theta"] = keys.get("rope.freq_base_swa", keys.get("rope.local.freq_base", theta))
-    return more
+    sliding["local_rope_theta"] = keys.get("rope.freq_base_swa", keys.get("rope.local.freq_base", theta))
+    return sliding
 
 
 def _cap(value: float | int | None) -> float | None:
-    return float(value) if value else None  # 0 is that there is none
+    return float(value) if value else None  # 0 means none
 
 
 def _pattern(pattern: Any, num_layers: int, name: str, label: str) -> tuple[bool, ...]:
-    """A period, of which 0 is that all layers slide, or one value a layer."""
+    """For each layer whether it slides. pattern: a period, 0 if all layers slide, or one value a layer."""
     if not isinstance(pattern, np.ndarray):
         return period(pattern, num_layers) if pattern else (True,) * num_layers
     if pattern.shape != (num_layers,) or not set(pattern.tolist()) <= {0, 1}:
@@ -143,24 +145,25 @@ def _pattern(pattern: Any, num_layers: int, name: str, label: str) -> tuple[bool
 
 
 def _large_gemma_scale(family: str, num_layers: int, d_model: int, num_heads: int) -> float | None:
-    """The 27B of Gemma 2 and 3 scale queries by the width a head, the others by the head's size."""
+    """Gemma 2 and 3 of 27B scale queries by (d_model / num_heads) ** -0.5, the others by head_dim ** -0.5 (None)."""
     return (d_model / num_heads) ** -0.5 if (family, num_layers) in (("gemma2", 46), ("gemma3", 62)) else None
 
 
 def _rope_scaling(
     keys: Metadata, fields: Mapping[str, Any], shapes: Shapes, factors: np.ndarray | None, family: str
 ) -> RopeScaling | None:
-    """As llama.cpp's loader: no type is linear, the factor has an older name, and no factor or 0 is no scaling."""
+    """As llama.cpp: the default type is linear, the factor has an older name too, and no factor or 0 is no scaling."""
     longrope = next((name for name in _LONGROPE if name in shapes), None)
     kind = "longrope" if longrope else keys.get("rope.scaling.type", "linear")
     if kind not in ("none", "linear"):
         raise UserError(
-            f"{keys.label} scales rotary positions by {kind!r:.60}, but only linear and llama3 can be read."
+            f"{keys.label} scales rotary positions by {kind!r:.60}, but only linear and llama3 can be read: give "
+            "another model."
         )
-    given = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", None))
-    scaling = None if kind == "none" or not given else linear(float(given))
+    factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", None))
+    scaling = None if kind == "none" or not factor else linear(float(factor))
     if factors is None:
-        silent = given is None and keys.get("rope.scaling.type", None) is None
+        silent = factor is None and keys.get("rope.scaling.type", None) is None
         return keys.default("rope_scaling", None) if silent else scaling
     original = keys.get("rope.scaling.original_context_length", 8192)
     by_factors = _from_factors(np.asarray(factors, np.float64), fields, original, keys.label)
@@ -173,7 +176,7 @@ def _rope_scaling(
 
 
 def _from_factors(factors: np.ndarray, fields: Mapping[str, Any], original: int, label: str) -> RopeScaling | None:
-    """Converters write Llama 3's scaling as a divisor a frequency: the largest is its factor, the rest is published."""
+    """Llama 3's scaling by its divisors, one a frequency: the largest is the factor, and its bounds are published."""
     head_dim, theta = fields["head_dim"], fields["rope_theta"]
     if factors.shape == (head_dim // 2,) and np.all(np.isfinite(factors)) and np.all(factors > 0):
         if np.allclose(factors, 1.0):
@@ -184,15 +187,20 @@ def _from_factors(factors: np.ndarray, fields: Mapping[str, Any], original: int,
                 factors, rope_frequencies(head_dim, theta) / rope_frequencies(head_dim, theta, scaling), 1e-3
             ):
                 return scaling
-    raise UserError(f"{label} holds a rope_freqs.weight that is not Llama 3's, which cannot be read: give another.")
+    raise UserError(
+        f"{label} holds a rope_freqs.weight that is not Llama 3's, which cannot be read: give another model."
+    )
 
 
 def _check_repeats(keys: Metadata, fields: Mapping[str, Any], label: str, family: str) -> None:
-    """Refuses a key that says something else than what this model computes."""
+    """Raises a UserError for a key that contradicts what this model computes."""
     head_dim, theta = fields["head_dim"], fields["rope_theta"]
     rotary = keys.get("rope.dimension_count", head_dim)
     if rotary != head_dim:
-        raise UserError(f"{label} rotates {rotary} of {head_dim} channels a head, but only whole heads can be rotated.")
+        raise UserError(
+            f"{label} rotates {rotary} of {head_dim} channels a head, but only whole heads can be rotated: give "
+            "another model."
+        )
     allowed: dict[str, tuple[Any, ...]] = {
         "attention.value_length": (head_dim,),
         "attention.key_length_swa": (head_dim,),
@@ -203,7 +211,7 @@ def _check_repeats(keys: Metadata, fields: Mapping[str, Any], label: str, family
         "attention.scale": (0, fields.get("query_scale") or head_dim**-0.5),
         "embedding_scale": (0, math.sqrt(fields["d_model"]) if fields.get("embed_scale") else 1),
         "rope.global.freq_base": (theta,),
-        # The order of rows that llama.cpp's converter leaves, by either of its names.
+        # The order of rows that llama.cpp's converter writes has two names.
         "tensor_data_layout": ("reference", "Meta AI original pth") if family == "llama" else ("reference",),
         "hidden_activation": _ACTIVATIONS[fields.get("activation", "silu")],
     }
@@ -211,7 +219,7 @@ def _check_repeats(keys: Metadata, fields: Mapping[str, Any], label: str, family
         allowed["rope.local.freq_base"] = (fields["local_rope_theta"] or theta,)
     else:
         context = fields["context_length"]
-        # A window as long as the context never cuts anything off.
+        # A window as long as the context cuts nothing off.
         allowed["attention.sliding_window"] = (0, max(context, keys.get("attention.sliding_window", 0)))
         allowed["attention.sliding_window_pattern"] = (0, 1)  # a period of 1: none slides
         allowed |= dict.fromkeys(("rope.freq_base_swa", "rope.local.freq_base"), (theta,))
@@ -223,7 +231,7 @@ def _check_repeats(keys: Metadata, fields: Mapping[str, Any], label: str, family
 
 
 def _same(value: Any, other: Any) -> bool:
-    """Equal, but for what is lost in float32; of one value a layer, all are."""
+    """Equal within float32's precision; of one value a layer, all are equal."""
     if isinstance(value, np.ndarray):
         return all(each == other for each in value.tolist())
     if isinstance(value, str) or isinstance(other, str):

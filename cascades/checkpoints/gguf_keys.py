@@ -1,8 +1,8 @@
 """Every key with which a GGUF file may describe a model: read, known to change nothing, or refused by name.
 
+A key that stands in no table below may mean anything, so it is refused unless its value says nothing (0, false, empty).
 Sources: llama.cpp (llama-arch.cpp, and what llama-model.cpp does where a key is missing), `gguf.constants.Keys`, and
-the keys that Ollama's converter writes for Gemma 3. A key that stands in no table below may mean anything, so it is
-refused unless its value says "nothing" (0, false, empty).
+the keys that Ollama's converter writes for Gemma 3.
 """
 
 import math
@@ -18,20 +18,20 @@ from cascades.models import presets
 
 
 class Kind(NamedTuple):
-    """What a value must be: in words, and as a test."""
+    """What a value must be, in words and as a test."""
 
     words: str
     fits: Callable[[Any], bool]
 
 
 def whole(low: int, high: int) -> Kind:
-    """A whole number of that range."""
+    """A whole number from `low` to `high`."""
     words = str(low) if low == high else f"a whole number from {low} to {high}"
     return Kind(words, lambda value: type(value) is int and low <= value <= high)
 
 
 def number(low: float, high: float) -> Kind:
-    """A finite number of that range."""
+    """A number from `low` to `high`."""
     return Kind(
         f"a number from {low:g} to {high:g}",
         lambda value: type(value) in (int, float) and math.isfinite(value) and low <= value <= high,
@@ -41,7 +41,7 @@ def number(low: float, high: float) -> Kind:
 TEXT = Kind("text", lambda value: isinstance(value, str))
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 SIZE = whole(1, 2**31 - 1)
-_LAYERS = whole(1, 4096)  # llama.cpp takes 512; a header that lies would have us name the tensors of billions
+_LAYERS = whole(1, 4096)  # llama.cpp takes 512; a false header could ask for the names of billions of tensors
 _BASE = number(1.0, 1e15)
 _FACTOR = number(0.0, 1e6)
 _CAP = number(0.0, 1e6)
@@ -50,7 +50,7 @@ _PATTERN = Kind(
     lambda value: (type(value) is int and 0 <= value < 2**31) or (isinstance(value, np.ndarray) and value.ndim == 1),
 )
 
-# Keys of the architecture that `gguf_configs` reads, or compares with what it has read.
+# Keys of the architecture that `gguf_configs` reads or compares.
 READ: dict[str, Kind] = {
     "block_count": _LAYERS,
     "context_length": SIZE,
@@ -85,10 +85,10 @@ READ: dict[str, Kind] = {
     "rope.scale_linear": _FACTOR,
     "rope.scaling.original_context_length": SIZE,
 }
-# Of these, some converters write one value a layer.
+# Keys of which some converters write one value a layer.
 _PER_LAYER = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
 
-# Keys that change the numbers with any value but these; the 0 of a scale means that there is none.
+# Keys that change the result with any value but these; a scale of 0 means none.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "attention.output_scale": (0, 1),
@@ -100,15 +100,15 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "rope.freq_scale_swa": (1,),
     "rope.scaling.alpha": (0, 1),
     "rope.scaling.attn_factor": (1,),
-    "rope.scaling.yarn_attn_factor": (1, -1),  # -1: as the type of scaling wants it
+    "rope.scaling.yarn_attn_factor": (1, -1),  # -1: the default of the type of scaling
     "rope.scaling.yarn_ext_factor": (0, -1),
 }
-# Keys that change nothing here: how a scaling came about, bounds that YaRN alone reads, and the other parts of a
-# multimodal file, whose tensors are not read either.
+# Keys that change nothing here: how a scaling came about, bounds that only YaRN reads, and other parts of a multimodal
+# file, whose tensors are not read either.
 _HARMLESS = re.compile(r"rope\.scaling\.(finetuned|yarn_beta_fast|yarn_beta_slow)|(vision|audio|mm)\..*")
 
-# Groups of keys of their own that say that the file is no plain decoder. Vendors' groups (`quantize.*`,
-# `mradermacher.*`) describe how the file was made: nothing reads a model from them.
+# Groups of keys that mark a file as something else than a plain decoder. Vendors' groups (`quantize.*`,
+# `mradermacher.*`) describe how the file was made, and no reader uses them.
 _OTHER_FILES = {
     "adapter": "an adapter, which has no model of its own",
     "diffusion": "a diffusion model",
@@ -119,27 +119,32 @@ _OTHER_FILES = {
 class Metadata:
     """Lookups among the keys of an architecture, then in the preset, if one is named.
 
-    values: without the architecture's name before them, checked. label: what messages call the file.
+    values: the checked keys, without the architecture's name before them. label: what messages call the file.
     """
 
-    def __init__(self, values: Mapping[str, Any], label: str, name: str | None):
+    def __init__(self, values: Mapping[str, Any], label: str, preset: str | None):
         self.values = values
         self.label = label
-        self.preset = None if name is None else presets.decoder_preset(name)
+        self.preset = None if preset is None else presets.decoder_preset(preset)
 
     def get(self, key: str, default: Any) -> Any:
+        """The value of a key. Raises a UserError if it differs between layers."""
         value = self.values.get(key, default)
         # Some converters write one value a layer where all are alike.
         if isinstance(value, np.ndarray) and key != "attention.sliding_window_pattern":
             if len(set(value.tolist())) != 1:
-                raise UserError(f"{self.label} gives a {key} that differs between layers, which cannot be read.")
+                raise UserError(
+                    f"{self.label} gives a {key} that differs between layers, which cannot be read: give another model."
+                )
             return value[0].item()
         return value
 
     def default(self, field: str, default: Any) -> Any:
+        """The preset's value of a field; `default` without a preset."""
         return default if self.preset is None else getattr(self.preset, field)
 
     def need(self, key: str, field: str | None = None) -> Any:
+        """The value of a key, or of the preset's `field`. Raises a UserError if neither is there."""
         value = self.get(key, None if field is None else self.default(field, None))
         if value is None:
             raise UserError(f"{self.label} should say {key}, but does not: name its preset, or give another file.")
@@ -147,11 +152,11 @@ class Metadata:
 
 
 def check(metadata: Mapping[str, Any], label: str, family: str) -> None:
-    """Passes a file whose keys are all understood.
+    """Checks that all keys of a file are understood.
 
     Raises:
-      UserError: names the file and the key that is of the wrong type, out of range or unknown, or that says that the
-        file is something else.
+      UserError: names a key that is of the wrong type, out of range or unknown, or that marks the file as something
+        else.
     """
     kind = metadata.get("general.type", "model")
     if not isinstance(kind, str) or kind != "model":
@@ -176,7 +181,7 @@ def expect(name: str, value: Any, kind: Kind, label: str) -> Any:
     """`value`, if it is of that kind.
 
     Raises:
-      UserError: names the file and the key.
+      UserError: it is not; names the file and the key.
     """
     if not kind.fits(value):
         raise UserError(f"{label} should give {name} as {kind.words}, not {_shown(value)}: fetch or convert it again.")
@@ -184,7 +189,7 @@ def expect(name: str, value: Any, kind: Kind, label: str) -> Any:
 
 
 def refuse(name: str, value: Any, label: str) -> UserError:
-    """The error for a key that is understood, or not, and cannot be followed."""
+    """The error for a key that is unknown or not supported."""
     return UserError(
         f"{label} asks for {name} = {_shown(value)}, which would change the model's numbers and is not supported: give "
         "another model."

@@ -15,7 +15,7 @@ _MULTIMODAL = frozenset(
     "mm_tokens_per_image model_type quantization_config text_config tie_word_embeddings vision_config".split()
 )
 _MOST_LAYERS = 2048
-# transformers' names of what a model here computes; `gelu` is Gauss' own function, not its approximation by tanh.
+# transformers' names of our activations; `gelu` is the exact function, not its approximation by tanh.
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -29,12 +29,12 @@ _ACTIVATIONS = {
 
 
 def from_huggingface(raw: Mapping[str, Any], label: str) -> Config:
-    """The architecture of a `config.json`, in the form of transformers 4 (`rope_theta`, `rope_scaling`) or 5
-    (`rope_parameters`); of a multimodal Gemma 3 the text model's.
+    """The architecture of a `config.json` of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`); of
+    a multimodal Gemma 3, that of its text model.
 
     Raises:
-      UserError: a `model_type`, an activation, a quantisation or a kind of rope scaling that is not known, a field that
-        is missing, not of its type or not known.
+      UserError: an unknown `model_type`, activation, quantisation or rope scaling, or a field that is missing, unknown
+        or not of its type.
     """
     kind = Fields(raw, label).text("model_type")
     quantized.scheme(raw, label)
@@ -54,10 +54,10 @@ def from_huggingface(raw: Mapping[str, Any], label: str) -> Config:
 
 
 def _text_model(raw: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """The config of a multimodal model's text, with what stands beside it that is the text's too.
+    """The config of a multimodal model's text model, with the fields beside it that concern the text.
 
     Raises:
-      UserError: none, one of another family, or a field beside it that says something else than in it.
+      UserError: it is missing or of another family, or a field beside it contradicts it.
     """
     inner = Fields(raw, label).inner("text_config")
     if inner is None:
@@ -106,8 +106,8 @@ def _decoder(fields: Fields, family: str) -> DecoderConfig:
     if any(local_layers) or family in ("gemma2", "gemma3"):
         values |= {"window": window, "local_layers": local_layers}
     if family in ("gemma2", "gemma3"):
-        values["attn_softcap"] = fields.optional("attn_logit_softcapping")
-        values["final_softcap"] = fields.optional("final_logit_softcapping")
+        values["attn_softcap"] = fields.optional_number("attn_logit_softcapping")
+        values["final_softcap"] = fields.optional_number("final_logit_softcapping")
         values["query_scale"] = None if scalar == head_dim else scalar**-0.5
     elif scalar != head_dim:
         raise fields.wrong("query_pre_attn_scalar", f"the size of a head ({head_dim}), as every {family} scales")
@@ -116,14 +116,14 @@ def _decoder(fields: Fields, family: str) -> DecoderConfig:
     try:
         return DecoderConfig(**values)
     except UserError as error:
-        raise UserError(f"{fields.label} describes no model: {error}") from None
+        raise UserError(f"{fields.label} describes an impossible model: {error}") from None
 
 
 def _activation(fields: Fields, family: str) -> str:
-    """Of the MLP, as transformers resolves the two names that it has gone by.
+    """The activation of the MLP, from the two fields that may name it.
 
-    Llama and Qwen2 read `hidden_act`, Gemma 2 and 3 `hidden_activation`. Gemma 1 began with `hidden_act: gelu`, which
-    meant the approximation; transformers 4 then read `hidden_activation` alone, and 5 reads `hidden_act` again.
+    Llama and Qwen2 read `hidden_act`, Gemma 2 and 3 `hidden_activation`. Gemma 1 first wrote `hidden_act: gelu` for the
+    approximation; transformers 4 then read `hidden_activation` alone, and 5 reads `hidden_act` again.
     """
     gemma = family.startswith("gemma")
     read, other = ("hidden_activation", "hidden_act") if gemma else ("hidden_act", "hidden_activation")
@@ -142,14 +142,14 @@ def _activation(fields: Fields, family: str) -> str:
 
 
 def _sliding(fields: Fields, family: str, num_layers: int, context_length: int) -> tuple[int | None, tuple[bool, ...]]:
-    """The window, and for each layer whether it slides; no layers where the family has no windows."""
+    """The size of the window, and for each layer whether it slides; None and no layers if none does."""
     kinds = fields.texts("layer_types")
     if kinds is not None and (set(kinds) - set(rope.LAYERS) or len(kinds) != num_layers):
         raise fields.wrong("layer_types", f"{num_layers} times {' or '.join(rope.LAYERS)}")
-    said = None if kinds is None else tuple(kind == "sliding_attention" for kind in kinds)
+    listed = None if kinds is None else tuple(kind == "sliding_attention" for kind in kinds)
     window = fields.size("sliding_window") if fields.has("sliding_window") else None
     if family in ("gemma2", "gemma3"):
-        layers = said or period(_pattern(fields, family, said), num_layers)
+        layers = listed or period(_pattern(fields, family, listed), num_layers)
         if fields.has("sliding_window_size") and fields.size("sliding_window_size") != window:
             raise fields.wrong("sliding_window_size", f"sliding_window, {window}")
         if fields.flag("use_sliding_window", True) is False and any(layers):
@@ -158,28 +158,28 @@ def _sliding(fields: Fields, family: str, num_layers: int, context_length: int) 
     slides = fields.flag("use_sliding_window", False)
     first = fields.size("max_window_layers", num_layers, least=0)
     if family == "qwen2" and slides and window is not None:
-        return window, said or tuple(i >= first for i in range(num_layers))
-    if said is not None and any(said):
+        return window, listed or tuple(i >= first for i in range(num_layers))
+    if listed is not None and any(listed):
         raise fields.wrong("layer_types", "full_attention alone, since no window is in use")
     if family != "qwen2" and slides:
         raise fields.wrong("use_sliding_window", f"false, since no {family} slides")
-    unused = fields.has("use_sliding_window") or said is not None or family == "qwen2"
+    unused = fields.has("use_sliding_window") or listed is not None or family == "qwen2"
     if window is not None and window < context_length and not unused:
         raise fields.wrong("sliding_window", f"null, since no {family} slides")
     return None, ()
 
 
-def _pattern(fields: Fields, family: str, said: tuple[bool, ...] | None) -> int:
-    """Every how manyth layer does not slide, where `layer_types` does not say it."""
+def _pattern(fields: Fields, family: str, listed: tuple[bool, ...] | None) -> int:
+    """The period at which a layer does not slide, where `layer_types` (`listed`) does not say which do."""
     if family == "gemma2":
         return 2
     length = fields.size("sliding_window_pattern", 6)
-    if fields.size("_sliding_window_pattern", length) != length and said is None:
+    if fields.size("_sliding_window_pattern", length) != length and listed is None:
         raise fields.wrong("_sliding_window_pattern", f"{length}, as transformers reads it, or layer_types beside it")
     return length
 
 
-# What transformers assumes where a config.json is silent; Gemma 3's published files name only what differs.
+# transformers' defaults; Gemma 3's published files give only what differs from them.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
     "qwen2": {"rms_norm_eps": 1e-6, "max_position_embeddings": 32_768, "sliding_window": 4096, "max_window_layers": 28},

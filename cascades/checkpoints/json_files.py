@@ -1,4 +1,4 @@
-"""JSON files of a model: read whole and strictly, since what is read here says what the weights mean."""
+"""JSON files of a model, read strictly, since they say what its weights mean."""
 
 import json
 import math
@@ -15,12 +15,12 @@ def read_object(path: AnyPath) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises:
-      UserError: no file, too large, no JSON (NaN and Infinity are none), nested without end, a name that stands twice
-        in one object, or something else than an object.
+      UserError: no file, too large, not JSON (NaN and Infinity are not), nested too deeply, a name twice in one object,
+        or not an object.
     """
     try:
         if not path.is_file():
-            raise UserError(f"{path} should be a JSON file, but is none: fetch it again.")
+            raise UserError(f"{path} should be a JSON file, but there is no such file: fetch it again.")
         if isinstance(path, pathlib.Path) and path.stat().st_size > _LARGEST:
             raise UserError(f"{path} should be a small JSON file, but has {path.stat().st_size} bytes: give another.")
         value = json.loads(
@@ -39,7 +39,7 @@ def read_object(path: AnyPath) -> dict[str, Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Readers disagree about which of two values holds, so neither is taken."""
+    """Refuses a name with two values: programs disagree about which one counts."""
     members: dict[str, Any] = {}
     for name, value in pairs:
         if name in members:

@@ -1,9 +1,9 @@
-"""Every field of a Hugging Face `config.json`: read, known to be without meaning for us, or refused by name.
+"""Every field of a Hugging Face `config.json`: read, known to be without meaning here, or refused by name.
 
-transformers skips what a model's class does not name; remote code, forks and other programs do not, and a field that is
-skipped may be the one that changes the text. So a name that stands in none of these tables is refused, unless its value
-says nothing (null, false, an empty list or object). Sources: transformers 4.30 to 5.24, `configuration_utils.py` and
-the families' `configuration_*.py`; published files.
+transformers skips a field that a model's class does not name. Remote code, forks and other programs may read it, and it
+may change the text. So a name that stands in none of these tables is refused, unless its value says nothing (null,
+false, an empty list or object). Sources: transformers 4.30 to 5.24, `configuration_utils.py` and the families'
+`configuration_*.py`; published files.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 
 from cascades.errors import UserError
 
-# Of the library and its tools: how weights are stored and computed with, who wrote the file, what other heads are for.
+# Of the library and its tools: how weights are stored and computed with, who wrote the file, settings of other heads.
 _LIBRARY = """
     _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
     _experts_implementation_internal _flash_attn_2_enabled _name_or_path _output_attentions attn_implementation
@@ -26,13 +26,13 @@ _LIBRARY = """
     transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache use_flash_attention use_flash_attn
     use_gradient_checkpointing
 """
-# Of training alone.
+# For training only.
 _TRAINING = """
     attention_dropout attention_probs_dropout_prob attn_pdrop dropout dropout_rate embd_pdrop hidden_dropout
     hidden_dropout_prob initializer_factor initializer_range layerdrop mlp_dropout neftune_noise_alpha resid_pdrop
     z_loss
 """
-# Of generation, which the run's own knobs decide, and of tokens, which the tokenizer's readers look up.
+# Of generation, which the run decides, and of special tokens, which the tokenizer's readers look up.
 _GENERATION = """
     assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens bos_token_id
     decoder_start_token_id diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
@@ -57,7 +57,7 @@ _T5 = """
     n_positions num_decoder_layers num_heads num_layers quantization_config relative_attention_max_distance
     relative_attention_num_buckets scale_decoder_outputs tie_word_embeddings vocab_size
 """
-# What `huggingface_configs` and `t5` look up.
+# The fields that `huggingface_configs` and `t5` read.
 READ: dict[str, frozenset[str]] = {
     family: frozenset(names.split())
     for family, names in {
@@ -71,7 +71,7 @@ READ: dict[str, frozenset[str]] = {
     }.items()
 }
 
-# Of these a model here has one form, and no other value of theirs can be computed.
+# Fields of which the models here support only these values.
 _LIBRARY_ONLY = {"add_cross_attention": (False,), "pruned_heads": ({},), "tie_encoder_decoder": (False,)}
 _DECODER_ONLY = {
     "attention_bias": (False,),
@@ -86,7 +86,7 @@ _DECODER_ONLY = {
 }
 ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
     "llama": _DECODER_ONLY,
-    # Its biases on q, k and v are no choice; a bias on the fourth matrix would be a tensor that is left over.
+    # Biases on q, k and v are always there; one on the output matrix would be an unused tensor, which is refused.
     "qwen2": _DECODER_ONLY | {"attention_bias": (False, True), "qkv_bias": (True,)},
     "gemma": _DECODER_ONLY,
     "gemma2": _DECODER_ONLY | {"sliding_window_pattern": (2,), "_sliding_window_pattern": (2,)},
@@ -95,7 +95,7 @@ ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 ONLY["mt5"] = ONLY["t5"]
 
-# Classes whose checkpoints hold a whole language model; others have another head (a reward, a class, an embedding).
+# Classes whose checkpoints hold a whole language model; others have heads for rewards, classes or embeddings.
 ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "llama": ("LlamaForCausalLM", "LLaMAForCausalLM"),
     "qwen2": ("Qwen2ForCausalLM",),
@@ -108,10 +108,10 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
 
 
 def check(raw: Mapping[str, Any], family: str, label: str, at: str = "") -> None:
-    """Compares the fields of a config, or of the object in it that stands at `at`, with the tables.
+    """Compares the fields of a config, or of the object at the path `at` in it, with the tables.
 
     Raises:
-      UserError: fields that are not known and say something, or that ask for what no model here computes.
+      UserError: fields that are unknown and say something, or whose value no model here supports.
     """
     code = raw.get("auto_map")
     if code:
@@ -136,7 +136,7 @@ def check(raw: Mapping[str, Any], family: str, label: str, at: str = "") -> None
         shown = ", ".join(sorted(unknown)[:6]) + (f" and {len(unknown) - 6} more" if len(unknown) > 6 else "")
         raise UserError(
             f"{label} gives {shown}, which no {family} here knows and which may change what it computes: delete "
-            "from the file what is a mere note, or give another model."
+            "from the file what changes nothing, or give another model."
         )
 
 
@@ -148,11 +148,11 @@ def _check_class(classes: Any, family: str, label: str, at: str) -> None:
     names = [each.removeprefix("Flax").removeprefix("TF") for each in classes]
     if others := [each for each in names if each not in ARCHITECTURES[family]]:
         raise UserError(
-            f"{label} holds a {', '.join(others)[:100]}, but only a {' or '.join(ARCHITECTURES[family])} says text as "
-            "it is read here: give such a model."
+            f"{label} holds a {', '.join(others)[:100]}, but only a {' or '.join(ARCHITECTURES[family])} can be read: "
+            "give such a model."
         )
 
 
 def _same(value: Any, allowed: Any) -> bool:
-    """Equal, and not 1 where true is meant."""
+    """Equal, where 1 is not true."""
     return value == allowed and isinstance(value, bool) == isinstance(allowed, bool)

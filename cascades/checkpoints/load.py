@@ -1,4 +1,4 @@
-"""Loads a checkpoint of any format that is known."""
+"""Loads a checkpoint of any known format."""
 
 import os
 import pathlib
@@ -21,8 +21,8 @@ class Checkpoint(NamedTuple):
     """A model in memory.
 
     config: its architecture.
-    params: a nested dict of arrays, kernels in the asked dtype, norm scales in float32.
-    path: where its tokenizer can be read, for `tokenizers.load`.
+    params: a nested dict of arrays; norm scales are float32, the rest is of the dtype that `load` was asked for.
+    path: where `tokenizers.load` finds its tokenizer.
     """
 
     config: Config
@@ -40,22 +40,22 @@ def load(
     progress: bool = True,
     verifier: Params | None = None,
 ) -> Checkpoint:
-    """Loads a model, one tensor at a time: the host never holds much more than the result.
+    """Loads a model, a few tensors at a time: the host never holds much more than the result.
 
     Args:
       uri: see `resolve`. A GGUF file; a directory with `config.json` and `*.safetensors`; a released Gemma checkpoint
         in Flax; a T5 that T5X wrote; or a directory that `save` wrote.
       dtype: of the kernels, float32 or bfloat16.
-      preset: the shape where the files leave it open.
+      preset: the architecture where the files do not say it.
       weights: one of `quantization.KINDS` quantises every matrix as it is read; None leaves them in `dtype`.
       shardings: from the tree of `jax.ShapeDtypeStruct`s to a tree of `jax.sharding.Sharding`s; each tensor goes
         straight to its devices. None = the default device.
-      progress: show a bar, where the standard error is a terminal.
-      verifier: its parameters, of which a drafter may be a part.
+      progress: show a bar if standard error is a terminal.
+      verifier: the parameters of its verifier, for a drafter that shares some of them.
 
     Raises:
-      UserError: not found, not a model, cut off, of an architecture that is not known, or with tensors missing, left
-        over or misshapen (all are named at once).
+      UserError: not there, not a model, cut off, of an unknown architecture, or with tensors that are missing, unused
+        or misshapen; the message names all of them.
     """
     path = descend(sources.resolve(uri))
     if format_of(path) is orbax:
@@ -77,10 +77,10 @@ def _abstract(reader: Reader, dtype, weights: str | None) -> Params:
 
 
 def shared_part(path: AnyPath, config: Config, verifier: Params | None) -> Params:
-    """The part of a drafter that is its verifier's.
+    """The parameters that a drafter takes from its verifier.
 
     Raises:
-      UserError: no verifier was given, or one of other widths.
+      UserError: `verifier` is None or has other widths.
     """
     names = orbax.shared(path)
     if not names:
@@ -89,18 +89,19 @@ def shared_part(path: AnyPath, config: Config, verifier: Params | None) -> Param
     if any(each is None for each in borrowed.values()):
         raise UserError(
             f"{path} is a drafter without the {' and '.join(names)} of its verifier: give it as DRAFTER, beside the "
-            "VERIFIER that it was made for"
+            "VERIFIER that it was made for."
         )
     expected, got = (_widths({name: tree[name] for name in names}) for tree in (abstract_params(config), borrowed))
     if expected != got:
         raise UserError(
-            f"{path} was made for another verifier: its {' and '.join(names)} should be {expected}, not {got}"
+            f"{path} was made for another verifier: its {' and '.join(names)} should be {expected}, not {got}: give "
+            "the VERIFIER that it was made for."
         )
     return borrowed
 
 
 def _widths(tree: Params) -> list[tuple[int, ...]]:
-    """Shapes of matrices, quantised or not."""
+    """The shapes of matrices, quantised or not."""
     return [leaf.shape for path, leaf in flatten(tree).items() if path[-1] in ("kernel", "embedding")]
 
 
@@ -126,7 +127,7 @@ def format_of(path: AnyPath) -> ModuleType:
     """The module that reads the checkpoint at a path."""
     if (path / orbax.CONFIG).exists():
         return orbax
-    if isinstance(path, pathlib.Path):  # in a bucket there are only orbax's and T5X's
+    if isinstance(path, pathlib.Path):  # only orbax and T5X are read in a bucket
         if path.is_file():
             return gguf
         if _has_safetensors(path):
@@ -135,16 +136,16 @@ def format_of(path: AnyPath) -> ModuleType:
 
 
 def open_reader(path: AnyPath, preset: str | None) -> Reader:
-    """Opens a checkpoint that others wrote; nothing of its weights is read."""
+    """Opens a checkpoint in a format of others; no weights are read."""
     form = format_of(path)
     return form.open_reader(path) if form is t5x else form.open_reader(path, preset)
 
 
 def descend(path: AnyPath) -> AnyPath:
-    """The file or directory that holds the weights: archives often wrap it in one more directory.
+    """The file or directory with the weights; archives often wrap it in one more directory.
 
     Raises:
-      UserError: no weights in a form that is known.
+      UserError: no weights in a known format, or several models.
     """
     if path.is_file():
         if isinstance(path, pathlib.Path) and path.suffix == ".safetensors":
@@ -164,8 +165,8 @@ def descend(path: AnyPath) -> AnyPath:
 
 
 def _is_model(directory: AnyPath) -> bool:
-    ours, native = (directory / orbax.CONFIG).exists(), gemma.is_checkpoint(directory) or t5x.is_checkpoint(directory)
-    return ours or native or _has_safetensors(directory)
+    ours = (directory / orbax.CONFIG).exists()
+    return ours or gemma.is_checkpoint(directory) or t5x.is_checkpoint(directory) or _has_safetensors(directory)
 
 
 def _has_safetensors(directory: AnyPath) -> bool:

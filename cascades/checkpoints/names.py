@@ -1,4 +1,4 @@
-"""What each family of files calls a decoder's parameters, and how its layout becomes ours.
+"""The names of a decoder's parameters in GGUF, Hugging Face and Google's files, and how their layouts become ours.
 
 Ours: kernels with the contracted axis last (`q [N, H, D]`, `o [D, N, H]`, `gate [F, D]`, `down [D, F]`), rotary
 channels in halves, norm scales as the effective multiplier.
@@ -12,10 +12,10 @@ import numpy as np
 from cascades.checkpoints.reader import Path, Tensor, as_it_is
 from cascades.models import DecoderConfig
 
-# Tensors that GGUF files and Google's releases carry beside the weights: tables that follow from the config, and image
-# encoders.
+# Tensors of GGUF files and Google's releases that are not the decoder's weights: tables that follow from the config,
+# and image encoders.
 _NOT_WEIGHTS = re.compile(r"^rope_freqs\.weight$|^SigLiPFromPatches_0/|^vision_encoder/|^embedder/mm_")
-# The same of transformers' files: tables and masks that old versions saved, a table that T5 never reads, image
+# The same for transformers' files: tables and masks that old versions saved, a table that T5 never reads, image
 # encoders, and heads that draft several tokens at once.
 _OTHER_PARTS = re.compile(
     r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.masked_bias$"
@@ -31,14 +31,15 @@ def is_weight(name: str) -> bool:
 
 
 def may_be_read(name: str) -> bool:
-    """Whether a tensor of a Hugging Face file is not known to belong to another part than the language model."""
+    """Whether a tensor of a Hugging Face file may belong to the language model."""
     return not _OTHER_PARTS.search(name)
 
 
 def gguf(config: DecoderConfig, *, interleaved: bool) -> dict[Path, Tensor]:
     """llama.cpp's names (https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py).
 
-    interleaved: rows of q and k lie as rotary pairs (the `llama` architecture); converters permuted them.
+    Args:
+      interleaved: rows of q and k are ordered as rotary pairs, as converters permute them for the `llama` architecture.
     """
     n, g, h, d, f = _sizes(config)
     table = {
@@ -81,7 +82,7 @@ def gguf(config: DecoderConfig, *, interleaved: bool) -> dict[Path, Tensor]:
 
 
 def embeddings(names: Collection[str]) -> tuple[str, str, list[str]]:
-    """What stands before transformers' names, the name of the embedding, and those of heads."""
+    """The prefix of transformers' names (`model.`), the name of the embedding, and the names of output heads."""
     first, table = "layers.0.input_layernorm.weight", "embed_tokens.weight"
     ends = ((name, end) for end in (first, table) for name in names if name == end or name.endswith(f".{end}"))
     name, end = next(ends, (f"model.{table}", table))
@@ -90,12 +91,12 @@ def embeddings(names: Collection[str]) -> tuple[str, str, list[str]]:
 
 
 def huggingface(config: DecoderConfig, names: Collection[str]) -> dict[Path, Tensor]:
-    """transformers' names; what stands before them in a multimodal model (`language_model.`) is found in `names`."""
+    """The tensor of each parameter by transformers' names; `names` show their prefix, `language_model.` for example."""
     n, g, h, d, f = _sizes(config)
     norm = _one_plus if config.embed_scale else as_it_is  # Gemma stores `scale - 1`
     root, embedding, heads = embeddings(names)
     if config.tied_head and embedding not in names and heads:
-        embedding = heads[0]  # of two names for one matrix some writers keep the other
+        embedding = heads[0]  # some writers save the tied matrix under this name alone
     table = {
         ("embed", "embedding"): Tensor(embedding, (config.vocab_size, d), as_it_is),
         ("final_norm", "scale"): Tensor(f"{root}norm.weight", (d,), norm),
@@ -139,8 +140,8 @@ def huggingface(config: DecoderConfig, names: Collection[str]) -> dict[Path, Ten
 def gemma(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[Path, Tensor]:
     """Google's names, without the leading `transformer/` (https://github.com/google-deepmind/gemma, gm/nn/_modules.py).
 
-    Models with as many key as query heads hold one `qkv_einsum`. From Gemma 2 9B on the gate's matrix is stored
-    transposed, which only its shape tells.
+    Models with as many key heads as query heads have one `qkv_einsum`. From Gemma 2 9B on, the matrix of gate and up is
+    stored transposed, which only `shapes` tell.
     """
     n, g, h, d, f = _sizes(config)
     table = {

@@ -13,7 +13,7 @@ import jax
 from cascades.checkpoints import configs, gguf
 from cascades.checkpoints.json_files import read_object
 from cascades.checkpoints.reader import Stored, check, flatten, unflatten
-from cascades.checkpoints.sources import TOKENIZER_FILES, AnyPath, bucket, bucket_errors, first_line
+from cascades.checkpoints.sources import AnyPath, bucket, bucket_errors, first_line, tokenizer_files
 from cascades.errors import UserError
 from cascades.models import Config, T5Config, abstract_params
 from cascades.typing import Params
@@ -33,20 +33,20 @@ def save(
 ) -> None:
     """Writes a checkpoint that `load` and `tokenizers.load` read.
 
-    A local directory appears whole or not at all: it is written beside its place and renamed. Where several processes
-    save, or to a bucket, it is written in place, and `cascades.json` comes last.
+    A local directory appears whole or not at all: it is written under another name and renamed. In a bucket, and where
+    several processes save, it is written in place, and `cascades.json` comes last.
 
     Args:
-      directory: must not exist, or be empty.
+      directory: new or empty.
       config: the architecture.
-      params: fit it; saved in their own dtypes.
-      tokenizer_source: the GGUF file or the directory whose tokenizer goes along.
-      shared: names at the top of `params` that are left out: `load` takes them from the verifier of such a drafter.
+      params: its parameters, saved in their own dtypes.
+      tokenizer_source: the directory or file whose tokenizer is saved too.
+      shared: top-level names of `params` that are left out; `load` takes them from the drafter's verifier.
 
     Raises:
       UserError: the directory is taken, or the parameters do not fit the config.
     """
-    import orbax.checkpoint as ocp  # late: it takes as long as all other imports together
+    import orbax.checkpoint as ocp  # here, as it takes as long as all other imports together
 
     target = writable(directory)
     check("the parameters to save", _shapes(abstract_params(config)), _shapes(params))
@@ -72,24 +72,25 @@ def save(
 
 
 def read_config(directory: AnyPath) -> Config:
-    """The architecture in `cascades.json`."""
+    """The architecture that `cascades.json` describes."""
     return configs.from_json(_description(directory)["config"], str(directory / CONFIG))
 
 
 def shared(directory: AnyPath) -> tuple[str, ...]:
-    """Names at the top of the parameters that a drafter has from its verifier."""
+    """Top-level names of the parameters that a drafter takes from its verifier."""
     return tuple(_description(directory).get("shared", ()))
 
 
 def load(directory: AnyPath, dtype, *, shardings: Params | None = None) -> tuple[Config, Params]:
-    """Restores a checkpoint straight into `dtype` (norm scales: float32) and, where given, onto a tree of shardings.
+    """Restores a checkpoint in `dtype` (norm scales in float32), without the parameters that it shares.
 
-    What it shares with its verifier is not in it.
+    Args:
+      shardings: a tree like the parameters', of `jax.sharding.Sharding`s; None = the default device.
 
     Raises:
-      UserError: cut off, or tensors that do not fit its config.
+      UserError: damaged, or tensors that do not fit its config.
     """
-    import orbax.checkpoint as ocp  # late: it takes as long as all other imports together
+    import orbax.checkpoint as ocp  # here, as it takes as long as all other imports together
 
     config = read_config(directory)
     check_whole(directory)
@@ -107,12 +108,12 @@ def load(directory: AnyPath, dtype, *, shardings: Params | None = None) -> tuple
 
 
 def stored(directory: AnyPath) -> dict[str, Stored]:
-    """Every stored parameter by its path, from the metadata alone.
+    """The shape and type of every stored parameter, from the metadata alone.
 
     Raises:
-      UserError: cut off or damaged.
+      UserError: damaged.
     """
-    import orbax.checkpoint as ocp  # late: it takes as long as all other imports together
+    import orbax.checkpoint as ocp  # here, as it takes as long as all other imports together
 
     with _damage(directory), ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.metadata(directory / PARAMS).item_metadata.tree
@@ -120,21 +121,21 @@ def stored(directory: AnyPath) -> dict[str, Stored]:
 
 
 def check_tensors(directory: AnyPath, config: Config) -> None:
-    """Raises a UserError unless the stored parameters are those of `config`, without what a drafter shares."""
+    """Raises a UserError unless the stored parameters are those of `config` that are not shared."""
     left_out, tensors = shared(directory), stored(directory)
     layers = config.num_layers + (config.num_decoder_layers if isinstance(config, T5Config) else 0)
-    if layers > len(tensors):  # a number of layers may be anything, and too many to build
+    if layers > len(tensors):  # the claimed number may be too large to build
         raise UserError(
             f"{directory} should hold {layers} layers, as {CONFIG} says, but has {len(tensors)} tensors: convert the "
             "model again."
         )
-    kept = {name: leaf for name, leaf in abstract_params(config).items() if name not in left_out}
-    check(str(directory), _shapes(kept), {name: each.shape for name, each in tensors.items()})
+    own = {name: leaf for name, leaf in abstract_params(config).items() if name not in left_out}
+    check(str(directory), _shapes(own), {name: each.shape for name, each in tensors.items()})
 
 
 @contextlib.contextmanager
 def _damage(directory: AnyPath) -> Iterator[None]:
-    """Turns what orbax raises about a checkpoint into one sentence."""
+    """Turns orbax's errors about a checkpoint into a UserError."""
     try:
         yield
     except UserError:
@@ -144,48 +145,51 @@ def _damage(directory: AnyPath) -> Iterator[None]:
 
 
 def copy_tokenizer(source: pathlib.Path, target: AnyPath) -> None:
-    """Copies what `tokenizers.load` reads: a GGUF file's keys as `tokenizer.gguf`, or a directory's files."""
-    if source.is_file() and source.suffix == ".model":
-        (target / "tokenizer.model").write_bytes(source.read_bytes())
-    elif source.is_file():
+    """Copies what `tokenizers.load` reads: a GGUF file's keys as `tokenizer.gguf`, or the files of any other source."""
+    if source.is_file() and source.suffix not in (".model", ".json"):
         gguf.copy_metadata(source, target / "tokenizer.gguf")
-    else:
-        # Released Gemma checkpoints keep tokenizer.model beside the checkpoint's directory.
-        folder = source if any((source / name).exists() for name in TOKENIZER_FILES) else source.parent
-        names = TOKENIZER_FILES if folder == source else ("tokenizer.model",)
-        for name in names:
-            if (folder / name).exists():
-                (target / name).write_bytes((folder / name).read_bytes())
-        if folder == source:
-            _copy_ends(folder, target)
-            for path in folder.glob("additional_chat_templates/*.jinja"):
-                (target / path.parent.name).mkdir(exist_ok=True)
-                (target / path.parent.name / path.name).write_bytes(path.read_bytes())
+        return
+    files = tokenizer_files(source)
+    config = files.pop("config.json", None)
+    for name, file in files.items():
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_bytes(file.read_bytes())
+    if config is not None:
+        _copy_ends(config, target / "generation_config.json")
 
 
-def _copy_ends(source: pathlib.Path, target: AnyPath) -> None:
-    """Keeps the ends of a turn that config.json alone knows, which does not go along, in generation_config.json."""
-    known: list[dict[str, Any]] = []
-    for name in ("config.json", "generation_config.json"):
-        try:
-            content = json.loads((source / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            content = {}  # whoever reads it will say what is wrong
-        known.append(content if isinstance(content, dict) else {})
-    config, generation = known
-    lists = [each if isinstance(each, list) else [each] for each in (file.get("eos_token_id") for file in known)]
-    ends = [token for tokens in lists for token in tokens if type(token) is int]
-    begins = {name: token for name, token in config.items() if name == "bos_token_id" and type(token) is int}
-    if {*ends} - {each for each in lists[1] if type(each) is int} or begins.keys() - generation.keys():
-        content = begins | generation | {"eos_token_id": list(dict.fromkeys(ends))}
-        (target / "generation_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _copy_ends(config: AnyPath, target: AnyPath) -> None:
+    """Adds BOS and the ends of a turn that only a model's `config.json` names to a copy of `generation_config.json`."""
+    model, generation = _lenient_object(config), _lenient_object(target)
+    text = model.get("text_config")
+    inner = text if isinstance(text, dict) and model.get("eos_token_id") is None else {}
+    lists = [_ids(each.get("eos_token_id")) for each in (model, inner, generation)]
+    ends = list(dict.fromkeys(token for tokens in lists for token in tokens))
+    begin = [token for each in (inner, model) for token in _ids(each.get("bos_token_id"))]
+    begins = {"bos_token_id": begin[0]} if begin else {}
+    if {*ends} - {*lists[2]} or begins.keys() - generation.keys():
+        content = begins | generation | {"eos_token_id": ends}
+        target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _lenient_object(path: AnyPath) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where it cannot be read, since `tokenizers.load` says why."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _ids(value: Any) -> list[int]:
+    return [token for token in (value if isinstance(value, list) else [value]) if type(token) is int]
 
 
 def writable(directory: str | os.PathLike) -> AnyPath:
-    """Where a checkpoint may be written.
+    """The path of a directory in which a checkpoint may be written.
 
     Raises:
-      UserError: the directory is taken, or no such place can be written.
+      UserError: it is taken, or neither local nor in a bucket.
     """
     uri = os.fspath(directory)
     if "://" in uri:
@@ -195,7 +199,7 @@ def writable(directory: str | os.PathLike) -> AnyPath:
     else:
         target = pathlib.Path(uri).expanduser().absolute()
         taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
-    if taken and jax.process_index() == 0:  # the others may see what the first has begun
+    if taken and jax.process_index() == 0:  # the other processes may see what the first has written
         raise UserError(f"{target} should be a new directory, but is taken: give another one, or remove it.")
     return target
 
@@ -214,7 +218,7 @@ def _description(directory: AnyPath) -> dict[str, Any]:
 
 
 def _files(directory: AnyPath) -> dict[str, int]:
-    """Sizes of the parameters' files; in a bucket none is ever cut off."""
+    """The bytes of each of the parameters' files; none in a bucket, where no file is ever cut off."""
     if not isinstance(directory, pathlib.Path):
         return {}
     files = sorted(path for path in (directory / PARAMS).rglob("*") if path.is_file())
@@ -222,14 +226,14 @@ def _files(directory: AnyPath) -> dict[str, int]:
 
 
 def check_whole(directory: AnyPath) -> None:
-    """Raises a UserError for what an interrupted copy left out: orbax would tell it with its threads' tracebacks."""
+    """Raises a UserError for a file that is missing or cut off; orbax would print tracebacks of its threads."""
     if not isinstance(directory, pathlib.Path):
         return
     for name, size in _description(directory)["files"].items():
         path = directory / name
-        here = path.stat().st_size if path.is_file() else 0
-        if here != size:
-            raise UserError(f"{path} should be {size} bytes long, but has {here}: copy or convert the model again.")
+        actual = path.stat().st_size if path.is_file() else 0
+        if actual != size:
+            raise UserError(f"{path} should be {size} bytes long, but has {actual}: copy or convert the model again.")
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,8 @@
 """Checkpoints whose weights are not plain floats: FP8 with scales is dequantised, every other kind is refused by name.
 
-A weight in FP8 is a number, and times its scale the weight that was meant. Scales lie beside it in three layouts: one
-for the matrix, one for each row (output channel), or one for each block (DeepSeek, arXiv 2412.19437, section 3.3).
-Scales of activations and of a cache are not used: what is computed here stays in the run's own dtype.
+A weight is its FP8 number times a scale. There is one scale for the matrix, one for each row (output channel), or one
+for each block (DeepSeek, arXiv 2412.19437, section 3.3). Scales of activations and of a cache are not used, since the
+run computes in its own dtype.
 """
 
 import pathlib
@@ -17,11 +17,11 @@ from cascades.checkpoints.fields import Fields
 from cascades.checkpoints.json_files import read_object
 from cascades.errors import UserError
 
-# Not of the weights: of what they are multiplied with, and of keys and values.
+# Scales of activations, and of keys and values in a cache.
 _ACTIVATION_SCALES = re.compile(r"\.(input_scale|input_scale_ub|activation_scale|output_scale|[qkv]_scale|kv_scale)$")
-_SUFFIXES = ("weight_scale_inv", "weight_scale")  # both are multiplied with; the first one's name says otherwise
+_SUFFIXES = ("weight_scale_inv", "weight_scale")  # weights are multiplied by either, whatever the first is called
 _INSTEAD = "give its weights in bfloat16, in FP8 with scales, or a GGUF file"
-# What each method's settings may hold; what they say of single modules is seen from the tensors.
+# The settings that each method may have; which modules they concern is seen from the tensors.
 _SETTINGS = {
     "fp8": "activation_scheme dequantize fmt ignored_layers kv_cache_scheme modules_to_convert modules_to_not_convert "
     "scale_fmt weight_block_size",
@@ -31,7 +31,7 @@ _SETTINGS = {
     "modelopt": "config_groups exclude_modules ignore kv_cache_quant_algo kv_cache_scheme producer quant_algo "
     "quantization",
 }
-# Settings that some tools write into a file of their own: the method, where they do not name it.
+# Files of their own in which some tools write the settings, and the method where they do not name it.
 _FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
@@ -39,9 +39,9 @@ FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 
 
 class Float8Scheme(NamedTuple):
-    """How FP8 weights were scaled.
+    """How FP8 weights are scaled.
 
-    method: who wrote them. block: the rows and columns that share a scale, None where a matrix or a row does.
+    method: the `quant_method`. block: the rows and columns that share a scale; None if a matrix or a row does.
     """
 
     method: str
@@ -49,7 +49,7 @@ class Float8Scheme(NamedTuple):
 
 
 def with_settings(raw: Mapping[str, Any], directory: pathlib.Path) -> Mapping[str, Any]:
-    """A `config.json` with the quantisation that stands in a file beside it, where it says none itself."""
+    """A `config.json` with the quantisation that a file beside it describes, unless it has its own."""
     if raw.get("quantization_config") is not None:
         return raw
     for name, method in _FILES.items():
@@ -57,16 +57,16 @@ def with_settings(raw: Mapping[str, Any], directory: pathlib.Path) -> Mapping[st
             settings = read_object(directory / name)
             inner = settings.get("quantization")
             if method == "modelopt" and isinstance(inner, dict) and inner.get("quant_algo") is None:
-                continue  # it says that nothing was quantised
+                continue  # nothing was quantised
             return {**raw, "quantization_config": {"quant_method": method, **settings}}
     return raw
 
 
 def scheme(raw: Mapping[str, Any], label: str) -> Float8Scheme | None:
-    """How the weights that a `config.json` describes are quantised; None if they are not.
+    """How the weights of a `config.json` are quantised; None if they are not.
 
     Raises:
-      UserError: in a way that is not read.
+      UserError: in a way that is not supported.
     """
     fields = Fields(raw, label)
     places = [fields, fields.inner("text_config")] if isinstance(raw.get("text_config"), dict) else [fields]
@@ -108,7 +108,7 @@ def _scheme(settings: Fields) -> Float8Scheme:
 
 
 def _unnamed(values: Mapping[str, Any]) -> str:
-    """What settings that name no method are of."""
+    """The method of settings that do not name it."""
     if values.get("load_in_4bit") or values.get("load_in_8bit"):
         return "bitsandbytes"
     return "a method that is not named"
@@ -129,7 +129,7 @@ def _nested(settings: Fields, name: str) -> Fields:
 
 
 def _compressed(settings: Fields) -> Float8Scheme:
-    """Of compressed-tensors: every group's weights in 8-bit floats."""
+    """The scheme of compressed-tensors, if the weights of all groups are 8-bit floats."""
     form = settings.text("format")
     groups = _nested(settings, "config_groups")
     plain = _nested(settings, "sparsity_config").text("format", "dense") == "dense"
@@ -166,36 +166,39 @@ def _block(settings: Fields, name: str) -> tuple[int, int] | None:
 def scales(
     dtypes: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], scheme: Float8Scheme | None, label: str
 ) -> dict[str, str]:
-    """For each FP8 weight of a quantised checkpoint the tensor with its scales.
+    """For each FP8 weight of a quantised checkpoint the name of its scales.
 
     Args:
-      dtypes, shapes: of all tensors. scheme: None gives no scales; what FP8 then holds are the weights themselves.
+      dtypes, shapes: of all tensors, by name.
+      scheme: None if the checkpoint is not quantised; then its FP8 numbers are the weights, and there are no scales.
 
     Raises:
-      UserError: a weight without scales, with two, or with scales that do not fit its shape.
+      UserError: a weight with no scales, with two, or with scales that do not fit its shape.
     """
     weights: dict[str, str] = {}
     if scheme is None:
         return weights
     for name in (name for name, dtype in dtypes.items() if dtype in FLOAT8):
-        there = [each for each in (f"{name.removesuffix('weight')}{suffix}" for suffix in _SUFFIXES) if each in dtypes]
-        if len(there) != 1:
+        module = name.removesuffix("weight")
+        candidates = [scale for suffix in _SUFFIXES if (scale := f"{module}{suffix}") in dtypes]
+        if len(candidates) != 1:
             raise UserError(
                 f"{label} says that it is quantised by {scheme.method}, so {name} should have scales, weight_scale or "
-                f"weight_scale_inv, but has {'both' if there else 'none'}: fetch it again."
+                f"weight_scale_inv, but has {'both' if candidates else 'none'}: fetch it again."
             )
-        if not _fits(shapes[name], shapes[there[0]], scheme.block):
+        scale = candidates[0]
+        if not _fits(shapes[name], shapes[scale], scheme.block):
             layout = f", in blocks of {list(scheme.block)}" if scheme.block else ""
             raise UserError(
-                f"{label} holds {there[0]} of shape {list(shapes[there[0]])}, which does not fit {name} of "
+                f"{label} holds {scale} of shape {list(shapes[scale])}, which does not fit {name} of "
                 f"{list(shapes[name])}{layout}: give that model's files."
             )
-        weights[name] = there[0]
+        weights[name] = scale
     return weights
 
 
 def is_of_activations(name: str) -> bool:
-    """Whether a tensor of an FP8 checkpoint scales what the weights are multiplied with, or a cache."""
+    """Whether a tensor of an FP8 checkpoint scales activations or a cache."""
     return bool(_ACTIVATION_SCALES.search(name))
 
 
@@ -211,11 +214,12 @@ def _fits(shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int]
 
 
 def dequantise(weights: np.ndarray, scale: np.ndarray, block: tuple[int, int] | None) -> np.ndarray:
-    """The weights that were meant, float32 `[o, i]`.
+    """The weights times their scales, float32 `[o, i]`.
 
     Args:
-      weights: `[o, i]` in FP8. scale: of any float dtype; one, `[o]`, `[o, 1]`, or with `block` one for each block, of
-        which the last of a row or column may be cut.
+      weights: FP8 `[o, i]`.
+      scale: of any float dtype: one number, `[o]`, `[o, 1]`, or, with `block`, one for each block; the last block of a
+        row or column may be smaller.
     """
     wide, scale = weights.astype(np.float32), scale.astype(np.float32)
     if scale.size == 1:

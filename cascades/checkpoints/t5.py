@@ -1,4 +1,4 @@
-"""T5's architecture and tensors, by transformers' names and by T5X's.
+"""T5's architecture and tensors, from files of transformers and of T5X.
 
 T5X: https://github.com/google-research/t5x, t5x/examples/t5/network.py.
 """
@@ -16,7 +16,7 @@ from cascades.models import T5Config
 
 HF_FAMILIES = ("t5", "mt5")
 _MOST_LAYERS = 2048
-# One matrix, of which transformers saves one name or several.
+# One matrix, which transformers saves under one name or several.
 HF_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 HF_HEAD = "lm_head.weight"
 
@@ -25,7 +25,7 @@ def from_huggingface(raw: Mapping[str, Any], label: str) -> T5Config:
     """The architecture of a `config.json`.
 
     Raises:
-      UserError: a field that is missing, not of its type or not known, or an MLP that is not known.
+      UserError: a field that is missing, unknown or not of its type, or an unknown MLP.
     """
     needed = ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "d_kv")
     if missing := [name for name in needed if raw.get(name) is None]:
@@ -58,7 +58,7 @@ def from_huggingface(raw: Mapping[str, Any], label: str) -> T5Config:
 
 
 def _gated(fields: Fields, family: str) -> bool:
-    """Whether the MLP is a gated GELU, else one matrix and ReLU."""
+    """Whether the MLP is a gated GELU; else it is one matrix and ReLU."""
     kind = fields.text("feed_forward_proj", "relu" if family == "t5" else "gated-gelu")
     if kind not in ("relu", "gated-gelu"):
         raise UserError(
@@ -66,7 +66,7 @@ def _gated(fields: Fields, family: str) -> bool:
             "FLAN-T5."
         )
     gated = kind == "gated-gelu"
-    # Written by transformers from the field above; other values would win over it there.
+    # transformers writes these from the field above, and would follow other values.
     if fields.flag("is_gated_act", gated) != gated:
         raise fields.wrong("is_gated_act", f"{gated}, as feed_forward_proj says")
     activations = ("gelu_new", "gelu_pytorch_tanh") if gated else ("relu",)
@@ -78,8 +78,8 @@ def _gated(fields: Fields, family: str) -> bool:
 def _head(fields: Fields, family: str) -> tuple[bool, bool]:
     """Whether the embedding is the output matrix, and whether the decoder's output is scaled before it.
 
-    The two go together in every T5: v1.0 has both, v1.1 and mT5 neither. transformers 5 writes that the head is tied
-    whatever it is, and says in `scale_decoder_outputs` which T5 it was; of mT5, which it never scales, it says nothing.
+    The two go together: T5 v1.0 has both, v1.1 and mT5 neither. transformers 5 calls every head tied, and says in
+    `scale_decoder_outputs` which T5 it was; for mT5, which is never scaled, it says nothing.
     """
     tied = fields.flag("tie_word_embeddings", family == "t5") and family == "t5"
     scaled = fields.flag("scale_decoder_outputs", tied)
@@ -89,14 +89,14 @@ def _head(fields: Fields, family: str) -> tuple[bool, bool]:
 
 
 def from_t5x(shapes: Mapping[str, tuple[int, ...]], label: str) -> T5Config:
-    """The architecture of a T5X checkpoint, which says none but shows all of it in the shapes of its tensors.
+    """The architecture of a T5X checkpoint, inferred from the shapes of its tensors.
 
     Raises:
-      UserError: it is no T5.
+      UserError: not a T5.
     """
     needed = ("token_embedder/embedding", "decoder/relpos_bias/rel_embedding", "decoder/layers_0/mlp/wo/kernel")
-    if missing := [name for name in needed if name not in shapes]:
-        raise UserError(f"{label} should be a T5 that T5X wrote, but lacks {', '.join(missing)}: give one.")
+    if missing := [name for name in needed if len(shapes.get(name, ())) != 2 or 0 in shapes[name]]:
+        raise UserError(f"{label} should be a T5 that T5X wrote, but lacks matrices {', '.join(missing)}: give one.")
     vocab, d_model = shapes["token_embedder/embedding"]
     num_heads, buckets = shapes["decoder/relpos_bias/rel_embedding"]
     d_ff, _ = shapes["decoder/layers_0/mlp/wo/kernel"]
@@ -122,12 +122,12 @@ def from_t5x(shapes: Mapping[str, tuple[int, ...]], label: str) -> T5Config:
 
 
 class _Spelling(NamedTuple):
-    """What one of the two calls the tensors.
+    """The names of tensors in one of the two formats.
 
-    embedding, head, norm, bias: whole names; of norm and bias, with the stack in place of {}. at: what stands before
-    the names of a layer, with its stack and number in place of {}. parts: of a layer, given whether it is the
-    decoder's: for each the name of its norm and what stands before its kernels. kernels: the ends of their names.
-    transposed: kernels are stored with the contracted axes first, and the tables of biases with the heads first.
+    embedding, head, norm, bias: whole names; in `norm` and `bias`, {} stands for the stack. at: the prefix of a layer's
+    names; {} and {} stand for its stack and number. parts: from whether a layer is the decoder's to its parts, each
+    with the name of its norm and the prefix of its kernels. kernels: the ends of the kernels' names.
+    transposed: kernels are stored with the contracted axes first, and tables of biases with the heads first.
     """
 
     embedding: str
@@ -186,13 +186,16 @@ _T5X = _Spelling(
 
 
 def huggingface(config: T5Config, names: Collection[str] = HF_EMBEDDINGS) -> dict[Path, Tensor]:
-    """transformers' names: matrices `[out, in]`, heads flattened; `names` tells which one the embedding has."""
+    """The tensor of each parameter by transformers' names: matrices `[out, in]`, heads flattened.
+
+    names: those of the file, which tell under which of its names the embedding is stored.
+    """
     embedding = next((name for name in HF_EMBEDDINGS if name in names), HF_EMBEDDINGS[0])
     return _table(config, _HF._replace(embedding=embedding))
 
 
 def t5x(config: T5Config) -> dict[Path, Tensor]:
-    """T5X's names: matrices `[in, out]`, heads flattened."""
+    """The tensor of each parameter by T5X's names: matrices `[in, out]`, heads flattened."""
     return _table(config, _T5X)
 
 

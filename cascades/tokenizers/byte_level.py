@@ -8,9 +8,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from cascades.errors import UserError
 
-# How a text is cut into words before the merges, by the name that GGUF files give it. The merges were learned on words
-# cut in just this way, so another cut yields tokens that the model has not seen. Sources: each family's tokenizer.json,
-# and llama.cpp's llama-vocab.cpp for "default".
+# How a text is cut into words before the merges, by the name in GGUF files. The merges were learned on words that were
+# cut in this way; another cut yields tokens that the model has not seen. Sources: each family's tokenizer.json, and
+# llama.cpp's llama-vocab.cpp for "default".
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _MODERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
@@ -19,8 +19,11 @@ _MODERN = (
 
 
 class PreTokenizer(NamedTuple):
-    """patterns: applied one after the other, each cutting the words further. nfc: compose characters first.
-    ignore_merges: a word that is a piece is taken whole. add_bos: the family's habit, where the file does not say."""
+    """How a text is cut into words.
+
+    patterns: applied in order, each to the words of the one before. nfc: whether characters are composed first.
+    ignore_merges: whether a word that is a piece is taken whole. add_bos: the family's default.
+    """
 
     patterns: tuple[str, ...]
     nfc: bool = False
@@ -41,7 +44,7 @@ PRE_TOKENIZERS = {
 
 
 def pre_tokenizer(name: str) -> PreTokenizer:
-    """The scheme of that name; a UserError listing the known ones otherwise."""
+    """The scheme of that name. Raises a UserError, which lists the known ones, if there is none."""
     if name not in PRE_TOKENIZERS:
         raise UserError(
             f"the tokenizer's pre-tokenizer should be one of {', '.join(sorted(PRE_TOKENIZERS))}, but the file says "
@@ -56,11 +59,13 @@ def build(
     """A tokenizer from a piece table and merges ("a b" each, best first).
 
     Args:
-      pieces: every id's piece, bytes spelled in GPT-2's alphabet.
-      control: pieces that are control tokens. defined: ordinary pieces that are found in the text before any merge.
+      pieces: the piece of every id, with bytes spelled in GPT-2's alphabet.
+      rules: how a text is cut into words.
+      control: pieces that are control tokens.
+      defined: ordinary pieces that are found in a text before any merge.
 
     Raises:
-      UserError: a merge that the piece table does not have.
+      UserError: a merge of pieces that are not in the table.
     """
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     try:
@@ -98,7 +103,7 @@ def alphabet() -> dict[str, int]:
 
 
 def contents(piece: str) -> bytes:
-    """The bytes that a piece stands for; a piece that is not spelled in the alphabet stands for itself."""
+    """The bytes of a piece; a piece with characters outside the alphabet stands for itself, in UTF-8."""
     table = alphabet()
     try:
         return bytes(table[character] for character in piece)

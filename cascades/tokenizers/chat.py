@@ -1,5 +1,5 @@
-"""Chat templates: Jinja in a sandbox, with the environment that transformers gives them; and which of the characters
-that one of them wrote came from a message."""
+"""Chat templates: Jinja in a sandbox, in the environment of transformers, and which characters of the text that a
+template writes came from a message."""
 
 import datetime
 import functools
@@ -18,7 +18,7 @@ import jinja2.sandbox
 from cascades.errors import UserError
 from cascades.tokenizers.finder import finder
 
-# Roles that templates know. They may be a part of a control token ('<|' + role + '|>'); any other role is a stranger's.
+# Roles that templates know, and may make part of a control token ('<|' + role + '|>'). Others are not trusted.
 _ROLES = frozenset(("assistant", "developer", "function", "ipython", "model", "system", "tool", "user"))
 # Characters that no template writes: letters of rare scripts for letters and digits, private ones for all others.
 _LETTERS = (range(0x30000, 0x3134B), range(0x31350, 0x323B0))
@@ -51,7 +51,7 @@ def _strftime_now(form: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _compile(source: str) -> tuple[jinja2.Template, frozenset[str]]:
-    """The template, and the texts that it writes or compares with."""
+    """The template, and its string constants: the texts that it writes or compares with."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
@@ -110,7 +110,7 @@ def render(source: str, messages: Sequence[Any], special_tokens: Mapping[str, st
             add_generation_prompt=True,
             **special_tokens,
         )
-    except Exception as error:  # a template is a stranger's program: it may fail in any way
+    except Exception as error:  # a template is a program of others: it may fail in any way
         raise UserError(
             f"the model's chat template refused the conversation ({error}): "
             f"change the messages (roles here: {', '.join(message['role'] for message in messages)})."
@@ -120,20 +120,23 @@ def render(source: str, messages: Sequence[Any], special_tokens: Mapping[str, st
 def guarded(
     source: str, messages: Sequence[Any], special_tokens: Mapping[str, str], names: Iterable[str]
 ) -> tuple[str, dict[str, str]]:
-    """The conversation as one text in which the messages' part of any control token is disguised.
+    """The conversation as one text, with characters of the messages disguised so that they make no control token.
 
-    Characters of which control tokens are made are replaced in the messages by stand-ins that occur nowhere else, and
-    the template is rendered with them. What it makes of the messages may depend on the characters, so less and less is
-    disguised until the text is the undisguised one but for the stand-ins: at first all; then not what the template
-    itself writes or compares with, such as "</think>"; then no letters either, which a template may turn into capitals.
-    The name of a control token that stands whole in a message is always disguised, in any case of its letters.
+    In the messages, the characters of control tokens are replaced by stand-ins that occur nowhere else, and the
+    template is rendered with them. A template may treat messages by their characters, so the text with the stand-ins
+    undone must equal the one without any; if not, fewer characters are replaced: first all; then none of the
+    template's own constants, such as "</think>"; then no letters either, which a template may turn into capitals. The
+    whole name of a control token in a message is always replaced, in upper or lower case.
 
     Args:
-      source, messages, special_tokens: see `render`, which was called with them before.
+      source, messages, special_tokens: see `render`.
       names: the control tokens.
 
     Returns:
-      The text, and what its stand-ins stand for.
+      The text, and the character for each stand-in.
+
+    Raises:
+      UserError: as `render`.
     """
     names = [name for name in names if name and not name.isspace()]
     wanted = sorted({character for name in names for character in name if not character.isspace()})
@@ -145,8 +148,8 @@ def guarded(
     find = finder({name.translate(_LOWER): len(name) for name in names})
     _, constants = _compile(source)
     known = sorted((each for each in constants if len(each) > 1 and not each.isspace()), key=len, reverse=True)
-    kept = [each for each in known if all(isinstance(part, str) for part in find(each.translate(_LOWER)))]
-    for used, left in ((table, []), (table, kept), (signs, kept)):
+    harmless = [each for each in known if all(isinstance(part, str) for part in find(each.translate(_LOWER)))]
+    for used, left in ((table, []), (table, harmless), (signs, harmless)):
         try:
             text = render(source, _changed(messages, _disguise(find, str.maketrans(used), left)), special_tokens)
         except UserError:
@@ -161,13 +164,13 @@ def guarded(
 def _disguise(
     find: Callable[[str], list[str | int]], table: Mapping[int, str], left: Sequence[str]
 ) -> Callable[[str], str]:
-    """Replaces characters of a text, but not those of the texts in `left` outside the names that `find` finds."""
+    """Makes a function that replaces characters by `table`, but not in texts of `left` outside names of `find`."""
     apart = re.compile("(" + "|".join(map(re.escape, left)) + ")") if left else None
 
     def between(text: str) -> str:
         if apart is None:
             return text.translate(table)
-        parts = enumerate(apart.split(text))  # those of `left` are at the odd places
+        parts = enumerate(apart.split(text))  # texts of `left` are at odd places
         return "".join(part if at % 2 else part.translate(table) for at, part in parts)
 
     def change(text: str) -> str:
@@ -182,7 +185,7 @@ def _disguise(
 
 
 def _changed(messages: Sequence[Any], change: Callable[[str], str]) -> list[Any]:
-    """The messages with every text in them changed, but for roles that templates know and the fields' names."""
+    """The messages with `change` applied to every text, except names of fields and roles that templates know."""
 
     def walk(value: Any) -> Any:
         if isinstance(value, str):
@@ -198,6 +201,7 @@ def _changed(messages: Sequence[Any], change: Callable[[str], str]) -> list[Any]
 
 
 def _texts(value: Any) -> Iterator[str]:
+    """Yields every text in a value of JSON, with the names of fields."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

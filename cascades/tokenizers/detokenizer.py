@@ -7,11 +7,11 @@ from cascades.tokenizers.base import Tokenizer
 
 
 class Detokenizer:
-    """Turns a growing list of token ids into text as the ids arrive.
+    """Turns token ids into text as they arrive.
 
-    A character whose UTF-8 bytes are spread over several tokens is held back until its last byte came, so every
-    string returned is printable at once. The pushes and the flush, joined, equal `tokenizer.decode` of all ids. Each
-    token costs its own bytes, however long the text already is: the only state is an unfinished character.
+    A character whose UTF-8 bytes are spread over several tokens is held back until its last byte arrives. The pushes
+    and the flush, joined, equal `tokenizer.decode` of all ids. A push costs the bytes of its own tokens, however long
+    the text is: the only state is an unfinished character.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -23,7 +23,7 @@ class Detokenizer:
         self._at_start = self._tokenizer.strip_leading_space
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that `ids` completes. Control tokens, and ids behind the vocabulary (padding), print nothing."""
+        """The text that `ids` completes. Control tokens and ids beyond the vocabulary print nothing."""
         data = b"".join(map(self._tokenizer.printed_bytes, ids))
         if self._at_start and data:
             data = data.removeprefix(b" ")

@@ -1,4 +1,4 @@
-"""What the JSON files beside a tokenizer say: every field is read, without meaning here, or refused by its name."""
+"""The JSON files beside a tokenizer: every field is read, known to be without meaning here, or refused by name."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ from cascades.tokenizers import templates
 
 _CONFIG, _MAP, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 _GENERATION, _MODEL = "generation_config.json", "config.json"
-# In the order in which transformers adds those that are no pieces yet.
+# In the order in which transformers adds those that are not pieces.
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
@@ -21,7 +21,7 @@ _READ = frozenset((
     "add_prefix_space", "bos_token_id", "chat_template", "eos_token_id", "extra_ids", "legacy", "tokenizer_class",
 ))  # fmt: skip
 # Fields that change neither the ids of a text nor the text of ids: how batches are padded and cut, where files came
-# from, tidying of a decoded text (which we never do), other parts of a model.
+# from, clean-up of decoded text (never done here), other parts of a model.
 _WITHOUT_MEANING = frozenset((
     "_commit_hash", "_from_auto", "_name_or_path", "backend", "chat_control_tokens", "clean_up_tokenization_spaces",
     "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", "device_map", "feature_extractor_type",
@@ -37,11 +37,11 @@ _WITHOUT_MEANING = frozenset((
 
 
 def _nothing(value: Any) -> bool:
-    """Whether a field is there and says nothing."""
+    """Whether the value of a field says nothing."""
     return value is None or value is False or value in ("", [], {})
 
 
-# Fields with a meaning that is not followed: what they may say.
+# Fields with a meaning that is not supported, and the values that they may have.
 _ONLY: dict[str, Callable[[Any], bool]] = {
     "auto_map": lambda value: isinstance(value, Mapping) and _nothing(value.get("AutoTokenizer")),
     "errors": lambda value: value == "replace",
@@ -51,7 +51,7 @@ _ONLY: dict[str, Callable[[Any], bool]] = {
 
 
 class Added(NamedTuple):
-    """A token beside the vocabulary, as the package `tokenizers` describes it. normalized: None is its default."""
+    """A token beside the vocabulary, as the package `tokenizers` describes it; `normalized=None` is its default."""
 
     content: str
     special: bool
@@ -64,12 +64,17 @@ class Added(NamedTuple):
 class TokenizerSettings(NamedTuple):
     """What the files say.
 
-    special_tokens: `bos_token`, `eos_token`, …, as text. added: tokens by their ids. named: tokens that have a name or
-    stand in a list of special ones; those that are no tokens yet come behind the vocabulary, in this order.
-    bos_id, eos_ids: as numbers, from config.json and generation_config.json.
-    add_bos, add_eos, prefix_space, extra_ids: None where no file says. legacy: whether every part of a text between
-    control tokens begins with a space. model_type, vocab_size: of config.json. tokenizer_class: without "Fast".
-    chat_templates: by name. remarks: sentences for a person.
+    special_tokens: the texts of `bos_token`, `eos_token`, ….
+    added: tokens by their ids.
+    named: tokens that have a name or stand in a list of special ones; those that are not in the vocabulary follow it,
+      in this order.
+    bos_id, eos_ids: ids from tokenizer_config.json, generation_config.json and config.json.
+    add_bos, add_eos, prefix_space, extra_ids: None if no file says.
+    legacy: whether every part of a text between control tokens begins with a space.
+    model_type, vocab_size: of config.json.
+    tokenizer_class: without "Fast".
+    chat_templates: by name.
+    remarks: sentences for a person.
     """
 
     special_tokens: dict[str, str]
@@ -90,7 +95,7 @@ class TokenizerSettings(NamedTuple):
 
 
 def read(directory: pathlib.Path) -> TokenizerSettings:
-    """The configuration files of a directory; missing ones count as empty.
+    """The settings in the files of a directory; missing files count as empty.
 
     Raises:
       UserError: a file that is broken, a field of the wrong kind, or one that is not known.
@@ -100,7 +105,7 @@ def read(directory: pathlib.Path) -> TokenizerSettings:
     _check_fields(config, _READ | _WITHOUT_MEANING)
     _check_fields(beside, frozenset((*_LISTS, "model_specific_special_tokens")))
     added = _added(config)
-    # As transformers: who lists added tokens with their ids has said all; else the other file counts before this one.
+    # As transformers: added_tokens_decoder makes the map without meaning; without it the map counts first.
     named = _named(config) | ({} if config.content.get("added_tokens_decoder") else _named(beside))
     extra = [*_listed(config), *_listed(beside)]
     texts = {name: token.content for name, token in named.items()}
@@ -137,7 +142,7 @@ def read(directory: pathlib.Path) -> TokenizerSettings:
 
 
 class _File:
-    """A JSON file, and its fields with their kinds checked."""
+    """Checked lookups in a JSON file."""
 
     def __init__(self, path: pathlib.Path, content: Mapping[str, Any] | None = None):
         self.path = path
@@ -149,21 +154,21 @@ class _File:
         )
 
     def kind(self, field: str, kind: Any, expected: str) -> Any:
-        """The field, None where it is missing or null."""
+        """The field; None if it is missing or null. Raises a UserError if it is of another type."""
         value = self.content.get(field)
         if value is not None and not isinstance(value, kind):
             raise self.wrong(field, expected, value)
         return value
 
     def number(self, field: str) -> int | None:
-        """A whole number from 0."""
+        """A whole number from 0; None if it is missing or null."""
         value = self.content.get(field)
         if value is not None and (type(value) is not int or value < 0):
             raise self.wrong(field, "a whole number", value)
         return value
 
     def ids(self, field: str) -> list[int]:
-        """One id or a list of them; a number below 0 means none."""
+        """The ids in a field that holds one or a list of them; numbers below 0 mean none."""
         value = self.content.get(field)
         numbers = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(each) is int for each in numbers):
@@ -171,13 +176,13 @@ class _File:
         return [each for each in numbers if each >= 0]
 
     def token(self, field: str, value: Any) -> Added:
-        """A special token: its text, or an object with its text and flags."""
+        """A special token, given as its text or as an object with its text and flags."""
         if isinstance(value, str):
             value = {"content": value}
         return self.described(field, {**value, "special": True} if isinstance(value, Mapping) else value)
 
     def described(self, field: str, value: Any) -> Added:
-        """A token that is described by an object."""
+        """A token, given as an object with its text and flags."""
         content = value.get("content") if isinstance(value, Mapping) else None
         if not isinstance(content, str) or any("\ud800" <= each <= "\udfff" for each in content):
             raise self.wrong(field, "a token with its content", value)
@@ -192,10 +197,10 @@ class _File:
 
 
 def json_object(path: pathlib.Path) -> dict[str, Any]:
-    """What a JSON file holds, nothing where there is none.
+    """The object in a JSON file; an empty one if there is no file.
 
     Raises:
-      UserError: it is no JSON, or no object.
+      UserError: not JSON, or not an object.
     """
     if not path.exists():
         return {}
@@ -220,17 +225,21 @@ def _check_fields(file: _File, known: frozenset[str]) -> None:
 
 
 def _named(file: _File) -> dict[str, Added]:
-    """`bos_token`, `eos_token` and what else a file calls a token, by these names."""
+    """The tokens to which a file gives names: `bos_token`, `eos_token`, …."""
     tokens = {name: value for name, value in file.content.items() if name.endswith("_token")}
     more = file.kind("model_specific_special_tokens", Mapping, "an object") or {}
     extra = file.content.get("extra_special_tokens")
     tokens |= dict(more) | (dict(extra) if isinstance(extra, Mapping) else {})
-    # add_bos_token and the like are no tokens.
-    given = {name: value for name, value in tokens.items() if not isinstance(value, bool | None)}
-    return {name: file.token(name, value) for name, value in given.items() if not name.startswith("add_")}
+    # `add_bos_token` and the like are flags.
+    return {
+        name: file.token(name, value)
+        for name, value in tokens.items()
+        if not isinstance(value, bool | None) and not name.startswith("add_")
+    }
 
 
 def _listed(file: _File) -> list[Added]:
+    """The tokens in a file's lists of special ones."""
     tokens = []
     for field in _LISTS:
         value = file.kind(field, list | Mapping, "a list of tokens")
@@ -239,7 +248,7 @@ def _listed(file: _File) -> list[Added]:
 
 
 def _added(file: _File) -> dict[int, Added]:
-    """The field added_tokens_decoder, whose names are ids."""
+    """The tokens of the field added_tokens_decoder, whose names are ids."""
     value = file.kind("added_tokens_decoder", Mapping, "an object") or {}
     tokens = {}
     for key, token in value.items():
@@ -250,7 +259,7 @@ def _added(file: _File) -> dict[int, Added]:
 
 
 def _added_by_name(file: _File, special: set[str]) -> dict[int, Added]:
-    """added_tokens.json, whose tokens are control tokens where another file names them."""
+    """The tokens of added_tokens.json by their ids. special: texts that other files call special tokens."""
     tokens = {}
     for name in file.content:
         index = file.number(name)

@@ -1,4 +1,4 @@
-"""Finds names of tokens in a text."""
+"""Finds the names of tokens in a text."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Flags(NamedTuple):
-    """How a name is found: with the white space before or behind it, or only where no letter touches it."""
+    """How a name is found: with the white space before it or behind it, or only as a word of its own."""
 
     lstrip: bool = False
     rstrip: bool = False
@@ -18,13 +18,17 @@ _WORD, _SPACE = re.compile(r"\w"), re.compile(r"\s+")
 
 
 def finder(tokens: Mapping[str, int], flags: Mapping[str, Flags] | None = None) -> Callable[[str], list[str | int]]:
-    """Cuts a text at the names of tokens: the longest name that fits at the earliest place.
+    """Makes a function that cuts a text at the names of tokens: at the first place, the longest name that fits.
 
-    Gemma has thousands of them, too many for one regular expression to try at every character. `flags` mean what they
-    mean to the package `tokenizers`: a name that is refused for its neighbours hides no shorter one.
+    Gemma has thousands of names, too many for one regular expression to try at every character. As in the package
+    `tokenizers`, a name that is no word of its own is skipped whole, with shorter names inside it.
+
+    Args:
+      tokens: ids by name.
+      flags: of the names that have any.
 
     Returns:
-      A function from a text to its parts: text as it stands, and ids. White space that a token takes in is in no part.
+      A function from a text to its parts, texts and ids. White space that a token absorbs is in no part.
     """
     names = {name: index for name, index in tokens.items() if name}
     if not names:

@@ -12,13 +12,12 @@ from cascades.tokenizers.base import Tokenizer, end_of_turn_ids
 
 
 def load(path: pathlib.Path) -> Tokenizer:
-    """A tokenizer from a GGUF file's keys `tokenizer.*`; the tensors are not read and need not be there.
+    """A tokenizer from a GGUF file's keys `tokenizer.*`; the file need not hold tensors.
 
-    Ids at the end that only pad the table to the size of the logits are not counted.
+    Ids at the end that only pad the table to the size of the logits are left out.
 
     Raises:
-      UserError: not a GGUF file, one without a tokenizer, a tokenizer of a kind that is not known, or keys that are
-        broken, unknown or too few to tell the tokens from.
+      UserError: not a GGUF file, no tokenizer or one of an unknown kind, or keys that are broken, unknown or missing.
     """
     table = gguf_keys.read(read_header(path).metadata, path)
     return (_byte_level if table["model"] == "gpt2" else _sentencepiece)(table, path)
@@ -86,6 +85,7 @@ def _sentencepiece(table: dict[str, Any], path: pathlib.Path) -> Tokenizer:
         chat_template=chats.get(templates.DEFAULT),
         chat_templates=chats,
         special_tokens=_special_tokens(table, bos_id),
+        legacy=True,  # as in llama.cpp, a space before every part of a text
         remarks=remarks,
     )
 

@@ -1,7 +1,7 @@
 """Every key with which a GGUF file describes its tokenizer: read, known to change nothing, or refused by name.
 
-What is missing is inferred where the rest of the file leaves no doubt, and refused otherwise: llama.cpp would guess,
-and so give other tokens in silence. Sources: llama.cpp's llama-vocab.cpp, `gguf.constants.Keys.Tokenizer`, and the keys
+A missing key is inferred if the rest of the file leaves no doubt, and refused otherwise; llama.cpp guesses, and may
+give other tokens without a warning. Sources: llama.cpp's llama-vocab.cpp, `gguf.constants.Keys.Tokenizer`, and the keys
 that Ollama's converter writes.
 """
 
@@ -38,8 +38,8 @@ _READ: dict[str, Kind] = (
     | dict.fromkeys(("add_bos_token", "add_eos_token", "add_space_prefix", "remove_extra_whitespaces"), FLAG)
     | {"tokenizer.chat_template": TEXT, "tokenizer.chat_templates": _STRINGS}
 )
-# Keys that change nothing here, with whatever value: roles of tokens that no prompt is given, a copy of the tokenizer
-# in another format, and the number of kinds of sentences (BERT).
+# Keys that change nothing here, whatever their value: tokens that no prompt uses, a copy of the tokenizer in another
+# format, and the number of kinds of sentences (BERT).
 _HARMLESS = re.compile(
     r"(fim_(pre|suf|mid|pad|rep|sep)|prefix|suffix|middle|mask|cls|sep[ae]rator)_token_id|token_type_count"
     r"|tokenizer\.huggingface\.json"
@@ -52,13 +52,13 @@ _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 def read(metadata: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
-    """The keys of the tokenizer, without `tokenizer.ggml.`, each of the right type and none unknown.
+    """The checked keys of the tokenizer, without `tokenizer.ggml.` before them.
 
-    `pre` and `token_type` are there, inferred if need be; ids that mean "none" are not; `tokens` and what goes with
-    them end before the ids that only pad the table.
+    `pre` and `token_type` are inferred if they are missing; ids that mean "none" are left out; `tokens` and
+    `token_type` end before the ids that only pad the table.
 
     Raises:
-      UserError: no tokenizer, one of a kind that is not known, or a key that is missing, of the wrong type, or unknown.
+      UserError: no tokenizer or one of an unknown kind, or a key that is missing, of the wrong type or unknown.
     """
     table = {key.removeprefix(_PREFIX): value for key, value in metadata.items() if key.startswith("tokenizer.")}
     if "model" not in table or "tokens" not in table:
@@ -79,7 +79,7 @@ def read(metadata: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
             )
         table = {"pre": _infer_scheme(architecture, table["tokens"], path)} | table if "pre" not in table else table
     else:
-        # Gemma's files from before the key was known lack it, and Gemma never takes the space.
+        # Gemma's older files lack the key, and Gemma never takes the space.
         table.setdefault("add_space_prefix", not str(architecture).startswith("gemma"))
         _check_scores(table, path)
     kinds = _kinds(table, path)
@@ -90,15 +90,15 @@ def read(metadata: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
 
 
 def ends(table: Mapping[str, Any], control: Mapping[str, int], path: pathlib.Path) -> list[int]:
-    """The ids that the file declares as ends of a turn.
-
-    Those behind the vocabulary name no token and are dropped, unless no end at all is left.
+    """The ids that the file declares as ends of a turn, without those beyond the vocabulary.
 
     Args:
-      control: the control tokens, from piece to id.
+      table: as `read` returns it.
+      control: ids of the control tokens by piece.
 
     Raises:
-      UserError: no end, though the file means to declare one; or none to put behind a text, where it asks for that.
+      UserError: all declared ids are beyond the vocabulary and no other end is known, or the file asks for EOS behind a
+        text and has none.
     """
     declared = [table[key] for key in _ENDS if key in table]
     for key in _END_LISTS:
@@ -114,18 +114,19 @@ def ends(table: Mapping[str, Any], control: Mapping[str, int], path: pathlib.Pat
 
 
 def begin(
-    table: Mapping[str, Any], control: Mapping[str, int], habit: bool, path: pathlib.Path
+    table: Mapping[str, Any], control: Mapping[str, int], default: bool, path: pathlib.Path
 ) -> tuple[int | None, bool]:
-    """(id of the begin-of-text token, whether it goes before a text).
+    """The id of the begin-of-text token, and whether it goes before a text.
 
     Args:
-      control: the control tokens, from piece to id.
-      habit: what the kind of tokenizer does where the file is silent.
+      table: as `read` returns it.
+      control: ids of the control tokens by piece.
+      default: whether this kind of tokenizer puts it there if the file does not say.
 
     Raises:
-      UserError: no such token, though it is declared or needed.
+      UserError: the token is needed and not declared, or declared beyond the vocabulary.
     """
-    wanted = table.get("add_bos_token", habit)
+    wanted = table.get("add_bos_token", default)
     known = next((control[name] for name in ("<s>", "<bos>", "<|begin_of_text|>") if name in control), None)
     bos_id = table.get("bos_token_id", known if wanted else None)
     if (wanted and bos_id is None) or (bos_id is not None and not 0 <= bos_id < len(table["tokens"])):
@@ -134,7 +135,7 @@ def begin(
 
 
 def templates(table: Mapping[str, Any]) -> dict[str, str]:
-    """Every chat template by its name; `default` is the one without a name."""
+    """Every chat template by name; the one without a name is called `default`."""
     start = "tokenizer.chat_template."
     named = {key.removeprefix(start): value for key, value in table.items() if key.startswith(start)}
     default = table.get("tokenizer.chat_template")
@@ -142,14 +143,15 @@ def templates(table: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check(key: str, value: Any, table: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Raises a UserError for a key that is of the wrong type, or that is unknown and says something."""
     name = key if key.startswith("tokenizer.") else f"{_PREFIX}{key}"
     named_template = key.startswith("tokenizer.chat_template.")
     if key in _READ or named_template:
         expect(name, value, TEXT if named_template else _READ[key], str(path))
-    # Byte-level tokenizers squeeze no spaces. (That they put none before a text is llama.cpp's reading too.)
+    # Byte-level tokenizers squeeze no spaces, and as in llama.cpp put none before a text.
     squeezed = table["model"] == "gpt2" and key == "remove_extra_whitespaces"
     known = (key in _READ and not squeezed) or named_template or _HARMLESS.fullmatch(key)
-    # A list of what was added later, as the format's description has it, says nothing that the types do not.
+    # The list of tokens that were added later says nothing that the types do not say.
     listed = key == "added_tokens" and isinstance(value, list) and set(value) <= set(table["tokens"])
     if not (known or listed or not (np.any(value) if isinstance(value, np.ndarray) else value)):
         shown = f"an array of {len(value)}" if isinstance(value, list | np.ndarray) else f"{value!r:.60}"
@@ -160,7 +162,7 @@ def _check(key: str, value: Any, table: Mapping[str, Any], path: pathlib.Path) -
 
 
 def _check_scores(table: Mapping[str, Any], path: pathlib.Path) -> None:
-    """A SentencePiece table, whose scores say what is merged first."""
+    """Raises a UserError unless every piece of a SentencePiece table has a score: scores order the merges."""
     scores, pieces = table.get("scores"), table["tokens"]
     if scores is None:
         raise UserError(
@@ -174,9 +176,9 @@ def _check_scores(table: Mapping[str, Any], path: pathlib.Path) -> None:
 
 
 def _infer_scheme(architecture: Any, pieces: Sequence[str], path: pathlib.Path) -> str:
-    """How words are cut, for files from before `tokenizer.ggml.pre`: by an architecture or tokens that one family has.
+    """How words are cut, for files older than `tokenizer.ggml.pre`: by an architecture or tokens of one family alone.
 
-    llama.cpp takes `default`, which cuts as no model here was trained.
+    llama.cpp takes `default`, with which no model here was trained.
     """
     if architecture == "qwen2":
         return "qwen2"
@@ -192,9 +194,10 @@ def _infer_scheme(architecture: Any, pieces: Sequence[str], path: pathlib.Path) 
 
 
 def _kinds(table: Mapping[str, Any], path: pathlib.Path) -> list[int]:
+    """The type of every token, a number of `gguf.TokenType`: declared or inferred, and mended for ends of a turn."""
     pieces: list[str] = table["tokens"]
-    given = table.get("token_type")
-    kinds = _infer_kinds(table, path) if given is None else given.tolist()
+    declared = table.get("token_type")
+    kinds = _infer_kinds(table, path) if declared is None else declared.tolist()
     if len(kinds) != len(pieces):
         raise UserError(
             f"{path} should name a type for each of its {len(pieces)} tokens, but names {len(kinds)}: fetch it again."
@@ -205,10 +208,10 @@ def _kinds(table: Mapping[str, Any], path: pathlib.Path) -> list[int]:
             f"{path} should name types of tokens from 1 to 6 (tokenizer.ggml.token_type), but names {unknown[0]}: "
             "fetch it again."
         )
-    # Some converters took these for ordinary pieces: they would be printed, and no answer would end.
-    declared = {table.get(key) for key in ("bos_token_id", *_ENDS)}
+    # Some converters call these ordinary pieces: they would be printed, and no answer would end.
+    special = {table.get(key) for key in ("bos_token_id", *_ENDS)}
     kinds = [
-        TokenType.CONTROL if piece in END_OF_TURN or (index in declared and _TAG.fullmatch(piece)) else kind
+        TokenType.CONTROL if piece in END_OF_TURN or (index in special and _TAG.fullmatch(piece)) else kind
         for index, (piece, kind) in enumerate(zip(pieces, kinds, strict=True))
     ]
     _check_pieces(pieces, kinds, table["model"], path)
@@ -216,7 +219,8 @@ def _kinds(table: Mapping[str, Any], path: pathlib.Path) -> list[int]:
 
 
 def _infer_kinds(table: Mapping[str, Any], path: pathlib.Path) -> list[int]:
-    """A byte-level table without types: what is no byte and no merge's result was added, and its spelling says as what.
+    """The types of a byte-level table without any: a piece that is no byte and no merge's result was added, and its
+    spelling tells as what.
 
     llama.cpp takes all for ordinary pieces, and finds no control token in a prompt.
     """
@@ -225,7 +229,7 @@ def _infer_kinds(table: Mapping[str, Any], path: pathlib.Path) -> list[int]:
             f"{path} should name the types of its tokens (tokenizer.ggml.token_type), but does not: convert it again."
         )
     ordinary = set(byte_level.alphabet()) | {merge.replace(" ", "", 1) for merge in table["merges"]}
-    whole_words = byte_level.pre_tokenizer(table["pre"]).ignore_merges  # where a piece need not be a merge's result
+    whole_words = byte_level.pre_tokenizer(table["pre"]).ignore_merges  # then a piece need not be a merge's result
     kinds: list[int] = []
     for piece in table["tokens"]:
         if piece in ordinary:
@@ -247,6 +251,7 @@ def _infer_kinds(table: Mapping[str, Any], path: pathlib.Path) -> list[int]:
 
 
 def _check_pieces(pieces: Sequence[str], kinds: Sequence[int], model: str, path: pathlib.Path) -> None:
+    """Raises a UserError for a piece that stands twice, or a byte that is not spelled as one."""
     named = [piece for piece in pieces if piece]
     wrong = [piece for piece, count in collections.Counter(named).items() if count > 1]
     if model == "llama":

@@ -1,11 +1,11 @@
-"""Directories with a Hugging Face `tokenizer.json`, or with GPT-2's two files in its place."""
+"""Directories with a Hugging Face `tokenizer.json`, or with GPT-2's `vocab.json` and `merges.txt`."""
 
 import contextlib
 import functools
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -18,11 +18,11 @@ from cascades.tokenizers.templates import DEFAULT
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # T5's marks for gaps in a text: an answer is made of them, so they print.
 _SENTINEL = re.compile(r"<extra_id_\d+>")
-# Of tokenizer.json. All but the first three, which we undo or do not need, are followed by the package `tokenizers`.
+# Fields of tokenizer.json. The first three are undone or not needed; the package `tokenizers` follows the others.
 _FIELDS = ("version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor",
            "decoder", "model")  # fmt: skip
 _NO_MODEL_FIELDS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
-# Steps of decoders that `_spelling` follows, with the settings that they must have.
+# Steps of decoders that `_spelling` knows, with the settings that they must have.
 _DECODERS: dict[str, dict[str, Any]] = {
     "ByteLevel": {},
     "ByteFallback": {},
@@ -36,13 +36,13 @@ _MOST_GAPS = 10_000  # ids without a piece
 
 
 def load(directory: pathlib.Path) -> Tokenizer:
-    """A tokenizer from `tokenizer.json`, and what the files beside it say of special tokens and the chat templates.
+    """A tokenizer from `tokenizer.json`, or GPT-2's two files, and the settings in the files beside it.
 
-    Where the files contradict each other, it is as transformers reads them: special tokens go around a text as
+    If the files contradict each other, it is as transformers reads them: special tokens go around a text as
     tokenizer.json says, whatever tokenizer_config.json asks for, and tokens that only another file names are added.
 
     Raises:
-      UserError: a file that is broken or says what cannot be followed, or pieces spelled in a way that is not known.
+      UserError: a file that is broken or says what is not supported, or pieces in an unknown spelling.
     """
     path = directory / "tokenizer.json"
     if path.exists():
@@ -60,44 +60,27 @@ def load(directory: pathlib.Path) -> Tokenizer:
         _add(fast, settings, path)
         before, after = _around(fast, path)
     ids = fast.get_vocab(with_added_tokens=True)
-    if max(ids.values(), default=0) >= len(ids) + _MOST_GAPS:
-        raise UserError(f"{path} should number its {len(ids)} tokens from 0, but has an id {max(ids.values())}.")
-    pieces = [""] * (max(ids.values(), default=-1) + 1)
-    for piece, index in ids.items():
-        pieces[index] = piece
+    pieces = _pieces(fast, path)
     added = fast.get_added_tokens_decoder()
-    for index, token in added.items():
-        pieces[index] = token.content
     special = {index for index, token in added.items() if token.special}
     literal = added if spelled is byte_level.contents else special
-    contents = [piece.encode() if index in literal else spelled(piece) for index, piece in enumerate(pieces)]
     control = frozenset(index for index in special if not _SENTINEL.fullmatch(pieces[index]))
-
     named = settings.special_tokens
     if not path.exists():
         flags = (("bos_token", settings.add_bos), ("eos_token", settings.add_eos))
-        before, after = ((ids[named[name]],) if asked and name in named else () for name, asked in flags)
-    if behind := [index for index in (*before, *after) if index >= len(pieces)]:
+        before, after = ((ids[named[name]],) if wanted and name in named else () for name, wanted in flags)
+    if beyond := [index for index in (*before, *after) if index >= len(pieces)]:
         raise UserError(
-            f"the post_processor of {path} puts the token {behind[0]} around a text, but there are only {len(pieces)}: "
+            f"the post_processor of {path} puts the token {beyond[0]} around a text, but there are only {len(pieces)}: "
             "fetch it again."
         )
-    own = [ids.get(named.get("bos_token", "")), *before, settings.bos_id]
-    bos_id = next((index for index in own if index is not None and index < len(pieces)), None)
-    remarks = [*settings.remarks]
-    for field, asked, puts in (("bos", settings.add_bos, before), ("eos", settings.add_eos, after)):
-        if asked is not None and asked != bool(puts) and (puts or named.get(f"{field}_token")):
-            does = f"puts {' '.join(pieces[index] for index in puts)}" if puts else "puts none"
-            remarks.append(
-                f"tokenizer_config.json of {directory} says add_{field}_token = {str(asked).lower()}, but "
-                f"tokenizer.json {does} {'before' if field == 'bos' else 'behind'} a text and is followed"
-            )
+    candidates = [ids.get(named.get("bos_token", "")), *before, settings.bos_id]
     return Tokenizer(
         split=splitter(fast),
         pieces=pieces,
-        contents=contents,
+        contents=[piece.encode() if index in literal else spelled(piece) for index, piece in enumerate(pieces)],
         control=control,
-        bos_id=bos_id,
+        bos_id=next((index for index in candidates if index is not None and index < len(pieces)), None),
         eos_ids=end_of_turn_ids([ids.get(named.get("eos_token", "")), *settings.eos_ids], ids, control),
         add_bos=bool(before),
         end_id=after[-1] if after else None,
@@ -107,12 +90,45 @@ def load(directory: pathlib.Path) -> Tokenizer:
         chat_template=settings.chat_templates.get(DEFAULT),
         chat_templates=settings.chat_templates,
         special_tokens=named,
-        remarks=tuple(remarks),
+        remarks=(*settings.remarks, *_remarks(directory, settings, pieces, before, after)),
     )
 
 
+def _pieces(fast: tokenizers.Tokenizer, path: pathlib.Path) -> list[str]:
+    """The piece of every id; ids without one have an empty piece."""
+    ids = fast.get_vocab(with_added_tokens=True)
+    last = max(ids.values(), default=-1)
+    if last >= len(ids) + _MOST_GAPS:
+        raise UserError(
+            f"{path} should number its {len(ids)} tokens from 0, but has an id {last}: use another copy of the model."
+        )
+    pieces = [""] * (last + 1)
+    for piece, index in ids.items():
+        pieces[index] = piece
+    for index, token in fast.get_added_tokens_decoder().items():
+        pieces[index] = token.content
+    return pieces
+
+
+def _remarks(
+    directory: pathlib.Path,
+    settings: files.TokenizerSettings,
+    pieces: Sequence[str],
+    before: Sequence[int],
+    after: Sequence[int],
+) -> Iterator[str]:
+    """Yields a sentence where tokenizer_config.json asks for other tokens around a text than tokenizer.json puts."""
+    for field, wanted, ids in (("bos", settings.add_bos, before), ("eos", settings.add_eos, after)):
+        if wanted is not None and wanted != bool(ids) and (ids or settings.special_tokens.get(f"{field}_token")):
+            does = f"puts {' '.join(pieces[index] for index in ids)}" if ids else "puts none"
+            yield (
+                f"tokenizer_config.json of {directory} says add_{field}_token = {str(wanted).lower()}, but "
+                f"tokenizer.json {does} {'before' if field == 'bos' else 'behind'} a text and is followed"
+            )
+
+
 def _copied(content: str) -> tokenizers.Tokenizer:
-    """A tokenizer of what another wrote; merges that the package once took from a file it may refuse of itself."""
+    """A tokenizer from the JSON of another; the package may refuse merges that it once read from a file."""
     try:
         return tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # tokenizers raises bare Exception
@@ -122,12 +138,13 @@ def _copied(content: str) -> tokenizers.Tokenizer:
 
 
 def splitter(fast: tokenizers.Tokenizer) -> Split:
-    """`Tokenizer.split` around a `tokenizers.Tokenizer`. Added tokens that are not control tokens are always found."""
+    """`Tokenizer.split` for a `tokenizers.Tokenizer`. Added tokens that are not control tokens are always found."""
     ids = {token.content: index for index, token in fast.get_added_tokens_decoder().items() if token.special}
 
     @functools.cache
     def plain() -> tokenizers.Tokenizer:
-        # The switch belongs to the whole object, which other threads may be using: turn it in a copy.
+        """A tokenizer that finds no control tokens."""
+        # A copy, since the switch is of the whole object, which other threads may be using.
         content = fast.to_str()
         if "BPE" not in type(fast.model).__name__:
             content = _without(content, ids)
@@ -137,7 +154,7 @@ def splitter(fast: tokenizers.Tokenizer) -> Split:
 
     @functools.cache
     def inside() -> tokenizers.Tokenizer:
-        """`plain` for what does not begin a text, where only the beginning takes a space."""
+        """`plain` for parts inside a text, if only its beginning takes a space."""
         before = plain().to_str()
         after = before.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
         if before == after:
@@ -156,7 +173,7 @@ def splitter(fast: tokenizers.Tokenizer) -> Split:
         return empty
 
     def places(text: str) -> list[tuple[int, int, int]]:
-        """Ids of control tokens, and where they stand. Others that are found with them are a part of the text."""
+        """The id, beginning and end of every control token. Other added tokens are part of the text between them."""
         encoding = cutter().encode(text, add_special_tokens=False)
         names = map(cutter().id_to_token, encoding.ids)
         pairs = zip(names, encoding.offsets, strict=True)
@@ -184,7 +201,7 @@ def splitter(fast: tokenizers.Tokenizer) -> Split:
 
 
 def _without(content: str, names: Mapping[str, int]) -> str:
-    """A tokenizer's JSON whose model does not know the control tokens, which it would make of their characters."""
+    """A tokenizer's JSON without control tokens in its model, which would make them of their characters."""
     raw = json.loads(content)
     vocab, model = raw["model"].get("vocab"), raw["model"]
     if isinstance(vocab, list):  # a piece and its score each; the unknown piece is known by its place
@@ -196,13 +213,13 @@ def _without(content: str, names: Mapping[str, int]) -> str:
 
 
 def _read(path: pathlib.Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """tokenizer.json as the package `tokenizers` reads it, and as it stands there."""
+    """tokenizer.json as the package `tokenizers` reads it, and its JSON."""
     with _readable(path):
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and (odd := sorted(content.keys() - {*_FIELDS})):
             raise UserError(f"{path} sets {odd[0]!r:.80}, which is not known: use another copy of the model.")
         model = content.get("model") if isinstance(content, dict) else None
-        # The package panics at a prefix that is longer than a piece, which prints more than a sentence.
+        # The package panics at a prefix that is longer than a piece, and prints a backtrace.
         if isinstance(model, dict) and model.get("type") != "WordPiece" and model.get("continuing_subword_prefix"):
             raise UserError(
                 f"{path} sets 'model.continuing_subword_prefix', which is not followed: use another copy of the model."
@@ -212,7 +229,7 @@ def _read(path: pathlib.Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
 
 @contextlib.contextmanager
 def _readable(path: pathlib.Path) -> Iterator[None]:
-    """Turns what the package `tokenizers` raises into a sentence: bare Exception, and panics, which are none."""
+    """Turns errors of the package `tokenizers` into a UserError: bare Exceptions, and panics (BaseExceptions)."""
     try:
         yield
     except (UserError, KeyboardInterrupt, MemoryError):
@@ -224,7 +241,7 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
 
 
 def _from_two_files(directory: pathlib.Path, settings: files.TokenizerSettings) -> tokenizers.Tokenizer:
-    """A tokenizer from vocab.json and merges.txt, which do not say how a text is cut into words: the class does."""
+    """A tokenizer from vocab.json and merges.txt; the class in the settings says how a text is cut into words."""
     name = settings.tokenizer_class or ("Qwen2Tokenizer" if settings.model_type == "qwen2" else None)
     if name not in _PRE_TOKENIZERS or settings.prefix_space:
         raise UserError(
@@ -244,7 +261,7 @@ def _from_two_files(directory: pathlib.Path, settings: files.TokenizerSettings) 
 
 
 def _check(content: Mapping[str, Any], settings: files.TokenizerSettings, path: pathlib.Path) -> None:
-    """Refuses fields of tokenizer.json that are not known, are not followed, or that another file contradicts."""
+    """Raises a UserError for fields of tokenizer.json that are not supported or that another file contradicts."""
     model = content["model"]
     odd = {f"model.{name}": model[name] for name in _NO_MODEL_FIELDS if model.get(name)}
     if odd:
@@ -268,7 +285,7 @@ def _check(content: Mapping[str, Any], settings: files.TokenizerSettings, path: 
 def _puts_space(content: Mapping[str, Any]) -> bool:
     """Whether a space is put before a text."""
     steps: list[Any] = [content.get("normalizer"), content.get("pre_tokenizer")]
-    for step in steps:  # which grows
+    for step in steps:  # the list grows
         if not isinstance(step, Mapping):
             continue
         steps += [*step.get("normalizers", ()), *step.get("pretokenizers", ())]
@@ -282,24 +299,24 @@ def _puts_space(content: Mapping[str, Any]) -> bool:
 
 
 def _add(fast: tokenizers.Tokenizer, settings: files.TokenizerSettings, path: pathlib.Path) -> None:
-    """Adds the tokens that stand in other files alone, as transformers does: those with ids, then the named ones.
+    """Adds tokens of other files to a tokenizer, as transformers does: those with ids, then those with names.
 
     Raises:
-      UserError: a token whose id is taken, or is not the next one behind the vocabulary.
+      UserError: a token whose id is taken, or does not follow the vocabulary.
     """
 
-    def made(token: files.Added) -> tokenizers.AddedToken:
+    def as_added(token: files.Added) -> tokenizers.AddedToken:
         return tokenizers.AddedToken(**{name: each for name, each in token._asdict().items() if each is not None})
 
     held = fast.get_added_tokens_decoder().values()
     known, names = {repr(token) for token in held}, {token.content for token in held}
-    more = [token for _, token in sorted(settings.added.items()) if repr(made(token)) not in known]
+    more = [token for _, token in sorted(settings.added.items()) if repr(as_added(token)) not in known]
     names |= {token.content for token in more}
     for token in settings.named:
         if token.content and token.content not in names:
             more.append(token)
             names.add(token.content)
-    fast.add_tokens([made(token) for token in more])
+    fast.add_tokens([as_added(token) for token in more])
     for index, token in settings.added.items():
         if (known_as := fast.token_to_id(token.content)) != index:
             raise UserError(
@@ -309,7 +326,7 @@ def _add(fast: tokenizers.Tokenizer, settings: files.TokenizerSettings, path: pa
 
 
 def _around(fast: tokenizers.Tokenizer, path: pathlib.Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the file itself puts before and behind a text, told from a few texts."""
+    """The ids that the file puts before and behind a text, as a few texts show."""
     around = None
     for probe in ("a", "0", "Ġ", "."):
         whole, ids = fast.encode(probe).ids, fast.encode(probe, add_special_tokens=False).ids
@@ -326,7 +343,7 @@ def _around(fast: tokenizers.Tokenizer, path: pathlib.Path) -> tuple[tuple[int, 
 
 
 def _spelling(fast: tokenizers.Tokenizer, path: pathlib.Path) -> tuple[Callable[[str], bytes], bool]:
-    """How the pieces spell bytes, and whether a space is put before the text; both as the file's decoder tells."""
+    """How pieces spell bytes, and whether a space is put before a text, by the file's decoder."""
     decoder: dict[str, Any] = {"type": None} if fast.decoder is None else json.loads(fast.decoder.__getstate__())
     steps: list[dict[str, Any]] = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     by_type = {step["type"]: step for step in steps}
@@ -345,5 +362,6 @@ def _spelling(fast: tokenizers.Tokenizer, path: pathlib.Path) -> tuple[Callable[
 
 
 def _sentencepiece(piece: str) -> bytes:
+    """The bytes of a piece in SentencePiece's spelling."""
     byte = _BYTE.fullmatch(piece)
     return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()

@@ -1,4 +1,4 @@
-"""Finds the tokenizer of a model, whatever its files look like."""
+"""Loads the tokenizer of a model from any known kind of file."""
 
 import json
 import pathlib
@@ -14,23 +14,21 @@ def load(path: str | pathlib.Path, preset: str | None = None, template: str | No
 
     Args:
       path: a GGUF file, a SentencePiece `.model` file, or a directory that holds `tokenizer.json`, `tokenizer.gguf`,
-        `tokenizer.model`, `spiece.model`, or `vocab.json` with `merges.txt` (tried in that order). Gemma's released
-        checkpoints keep `tokenizer.model` beside the checkpoint's directory: it is found there too.
-      preset: where given, and no `config.json` says more, the tokenizer must fit into the vocabulary of the model of
-        that name.
-      template: the name of the chat template to use, where a model has several.
+        `tokenizer.model`, `spiece.model`, or `vocab.json` with `merges.txt` (in that order). A `tokenizer.model` beside
+        the directory counts too, as in Gemma's released checkpoints.
+      preset: the name of the model's preset. Without a `config.json`, the tokenizer must fit into its vocabulary.
+      template: the name of the chat template to use, if a model has several.
 
     Raises:
-      UserError: nothing there, no tokenizer there, or one that cannot be read or does not fit; no such template.
+      UserError: no tokenizer there, one that cannot be read or does not fit, or no such template.
     """
     path = pathlib.Path(path)
     room = presets.PRESETS[preset].vocab_size if preset in presets.PRESETS else None
     tokenizer = _load(path, room).using(template)
-    told = (path / "config.json").is_file()  # the model's shape is not the preset's, and may have some tokens more
-    logits = tokenizer.vocab_size if room is None or told else room
-    if tokenizer.vocab_size > logits:
+    has_config = (path / "config.json").is_file()  # then the model may have more tokens than the preset
+    if room is not None and not has_config and tokenizer.vocab_size > room:
         raise UserError(
-            f"the tokenizer at {path} should fit into the {logits} tokens of preset {preset}, but has "
+            f"the tokenizer at {path} should fit into the {room} tokens of preset {preset}, but has "
             f"{tokenizer.vocab_size}: name the preset that belongs to this checkpoint."
         )
     return tokenizer
@@ -67,9 +65,9 @@ def _load_directory(directory: pathlib.Path, room: int | None) -> Tokenizer:
 
 
 def _room(directory: pathlib.Path) -> int | None:
-    """How many tokens the model of a checkpoint of ours knows, where there is one."""
+    """The vocabulary size in `cascades.json`; None if there is none."""
     try:
         size = json.loads((directory / "cascades.json").read_text(encoding="utf-8"))["config"]["vocab_size"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None  # whoever loads the checkpoint will say what is wrong
+        return None  # loading the checkpoint says what is wrong
     return size if type(size) is int else None

@@ -12,25 +12,24 @@ from sentencepiece import sentencepiece_model_pb2
 from cascades.errors import UserError
 from cascades.tokenizers import files
 from cascades.tokenizers.base import END_OF_TURN, Tokenizer, end_of_turn_ids
-from cascades.tokenizers.finder import Flags
-from cascades.tokenizers.finder import finder as _finder
+from cascades.tokenizers.finder import Flags, finder
 from cascades.tokenizers.templates import DEFAULT
 
 protos: Any = sentencepiece_model_pb2  # its classes are made at run time, where no type checker sees them
 ModelProto = Any
-# Looked up once: protobuf's enumerations are slow, and a vocabulary asks hundreds of thousands of times.
+# Looked up once: protobuf's enumerations are slow, and a vocabulary has hundreds of thousands of pieces.
 _Kind = protos.ModelProto.SentencePiece.Type
 _NORMAL, _UNKNOWN, _CONTROL, _DEFINED = _Kind.NORMAL, _Kind.UNKNOWN, _Kind.CONTROL, _Kind.USER_DEFINED
 _BYTE = _Kind.BYTE
-# Gemma's .model (and some GGUF files) call these user-defined, which would print them and find them in any text.
+# Gemma's .model and some GGUF files call these user-defined: they would be printed, and found in any text.
 _CONTROL_NAME = re.compile(
     r"<(start_of_turn|mask|pad|bos|unused\d+|\|[^|<>]+\|)>|" + "|".join(map(re.escape, END_OF_TURN))
 )
-# T5's marks for gaps in a text. They are found like control tokens, but an answer is made of them, so they print.
+# T5's marks for gaps in a text. They are found like control tokens, but answers consist of them, so they print.
 _SENTINEL = re.compile(r"<extra_id_\d+>")
 _SENTINELS, _MOST_SENTINELS = 100, 10_000
 _T5_TYPES = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
-# Those of transformers that number pieces as their .model file does.
+# Classes of transformers that number pieces as the .model file does.
 _CLASSES = (
     None, "CodeLlamaTokenizer", "GemmaTokenizer", "LlamaTokenizer", "MT5Tokenizer", "PreTrainedTokenizer",
     "T5Tokenizer", "TokenizersBackend",
@@ -38,29 +37,18 @@ _CLASSES = (
 
 
 def load(path: pathlib.Path, room: int | None = None) -> Tokenizer:
-    """A tokenizer from a `.model` file, and what the JSON files beside it say.
+    """A tokenizer from a `.model` file and the settings in the files beside it.
 
-    BOS is put in front where the model has a BOS piece (Gemma, Llama 2) and no file says otherwise; where it has none,
-    EOS goes behind the text (T5), and T5's sentinels `<extra_id_n>` have the ids behind the pieces, the last one first.
+    BOS goes before a text if the model has a BOS piece (Gemma, Llama 2) and no file says otherwise. If it has none, EOS
+    goes behind a text (T5), and T5's sentinels `<extra_id_n>` follow the pieces, the last one first.
 
     Args:
-      room: how many tokens the model knows, where that is known and no file beside says it.
+      room: the number of logits, where it is known and no file beside says it.
 
     Raises:
-      UserError: not a SentencePiece model, or a file beside it that says what cannot be followed.
+      UserError: not a SentencePiece model, or a file that says what is not supported.
     """
-    proto = protos.ModelProto()
-    try:
-        proto.ParseFromString(path.read_bytes())
-        spec = proto.trainer_spec
-        texts = [*(piece.piece for piece in proto.pieces), spec.bos_piece, spec.eos_piece, spec.unk_piece]
-    except (DecodeError, UnicodeDecodeError, OSError):
-        proto.Clear()
-        texts = []
-    if not all(isinstance(text, str) for text in texts):  # protobuf gives what is no UTF-8 as bytes
-        raise UserError(f"{path} should name its pieces in UTF-8, but is damaged: fetch it again.")
-    if not proto.pieces:
-        raise UserError(f"{path} should be a SentencePiece model, but it is not: give the model's tokenizer.model.")
+    proto = _read(path)
     settings = files.read(path.parent)
     if settings.tokenizer_class not in _CLASSES:
         raise UserError(
@@ -68,7 +56,7 @@ def load(path: pathlib.Path, room: int | None = None) -> Tokenizer:
             "use a directory with the model's tokenizer.json instead."
         )
     spec = proto.trainer_spec
-    own = {  # as the proto names them, where no file does
+    own = {  # the names in the proto, where no file gives any
         name: piece
         for name, piece, index in (
             ("bos_token", spec.bos_piece, spec.bos_id),
@@ -105,12 +93,38 @@ def load(path: pathlib.Path, room: int | None = None) -> Tokenizer:
     )
 
 
-def _sentinels(proto: ModelProto, path: pathlib.Path, settings: files.TokenizerSettings, room: int | None) -> int:
-    """How many sentinels a T5 has behind its pieces.
+def _read(path: pathlib.Path) -> ModelProto:
+    """The model in a file.
 
-    Its tokenizer_config.json may say so. Else there are 100 for a file that carries the name that T5's has, in a folder
-    of a T5, or for a model with room for them and more padding than models that we train (less than 128) ever have;
-    none where the pieces hold them already (mT5), or the model has no room.
+    Raises:
+      UserError: not a SentencePiece model, damaged, or with spaces behind words.
+    """
+    proto = protos.ModelProto()
+    try:
+        proto.ParseFromString(path.read_bytes())
+        spec = proto.trainer_spec
+        texts = [*(piece.piece for piece in proto.pieces), spec.bos_piece, spec.eos_piece, spec.unk_piece]
+    except (DecodeError, UnicodeDecodeError, OSError):
+        proto.Clear()
+        texts = []
+    if not all(isinstance(text, str) for text in texts):  # protobuf returns bytes for a text that is not UTF-8
+        raise UserError(f"{path} should name its pieces in UTF-8, but is damaged: fetch it again.")
+    if not proto.pieces:
+        raise UserError(f"{path} should be a SentencePiece model, but it is not: give the model's tokenizer.model.")
+    if proto.trainer_spec.treat_whitespace_as_suffix:
+        raise UserError(
+            f"{path} puts spaces behind words (treat_whitespace_as_suffix), which is not supported: use a model of "
+            "another family."
+        )
+    return proto
+
+
+def _sentinels(proto: ModelProto, path: pathlib.Path, settings: files.TokenizerSettings, room: int | None) -> int:
+    """The number of sentinels that follow the pieces.
+
+    Zero if the pieces hold them (mT5), else what tokenizer_config.json says. Without it there are 100 for a file with
+    the name of T5's or in the folder of a T5, if the model has room for them; and for any model with 128 logits more
+    than pieces, which is more padding than models that are trained here have.
     """
     if any("<extra_id_" in piece.piece for piece in proto.pieces):
         return 0
@@ -123,6 +137,7 @@ def _sentinels(proto: ModelProto, path: pathlib.Path, settings: files.TokenizerS
 
 
 def _add_sentinels(proto: ModelProto, count: int) -> None:
+    """Adds sentinels behind the pieces, the last one first."""
     if count > _MOST_SENTINELS:
         raise UserError(
             f"a T5 should have at most {_MOST_SENTINELS} sentinels, but extra_ids is {count}: fetch it again."
@@ -132,10 +147,10 @@ def _add_sentinels(proto: ModelProto, count: int) -> None:
 
 
 def _added(settings: files.TokenizerSettings, pieces: Sequence[str], path: pathlib.Path) -> dict[int, files.Added]:
-    """Tokens of the JSON files by their ids: those that flag a piece, and those behind the pieces.
+    """Tokens of the JSON files by their ids: pieces with flags, and tokens that follow the pieces.
 
     Raises:
-      UserError: an id that is another piece's, or a gap behind the pieces.
+      UserError: an id of another piece, or a gap behind the pieces.
     """
     added, count = dict(settings.added), len(pieces)
     ids = {piece: index for index, piece in enumerate(pieces)}
@@ -162,10 +177,14 @@ def model_proto(
     space_prefix: bool,
     squeeze_spaces: bool = False,
 ) -> ModelProto:
-    """A SentencePiece BPE model rebuilt from a GGUF file's table.
+    """A SentencePiece BPE model, rebuilt from a GGUF file's table.
 
     GGUF numbers the kinds of pieces as SentencePiece does, but spells user-defined runs of spaces with spaces and calls
     the unknown piece a control token.
+
+    Args:
+      space_prefix: whether a space goes before a text.
+      squeeze_spaces: whether runs of spaces become one.
     """
     proto = protos.ModelProto()
     for index, (piece, score, kind) in enumerate(zip(pieces, scores, kinds, strict=True)):
@@ -198,12 +217,20 @@ def build(
     legacy: bool = False,
     remarks: tuple[str, ...] = (),
 ) -> Tokenizer:
-    """A tokenizer around a model proto, which is changed: names of control tokens become control tokens, and the
-    space before a text is put there by this module.
+    """A tokenizer around a model proto.
+
+    The proto is changed: pieces with the names of control tokens become control tokens, and the space before a text is
+    put there by this module.
 
     Args:
+      bos_id, add_bos, end_id, chat_template, chat_templates, special_tokens, remarks: as in `Tokenizer`.
+      eos_ids: the declared ends of a turn; None counts for nothing.
+      source: what messages call the file.
       added: tokens by their ids, of pieces or behind them, that are found in a text before SentencePiece sees it.
-      legacy: the space goes before every part of a text between such tokens, and not only before its beginning.
+      legacy: whether the space goes before every part of a text between such tokens, not only before the first.
+
+    Raises:
+      UserError: SentencePiece refuses the proto.
     """
     added, count = added or {}, len(proto.pieces)
     for index, piece in enumerate(proto.pieces):
@@ -211,7 +238,7 @@ def build(
         if named or (piece.type != _UNKNOWN and index in added and added[index].special):
             piece.type = _CONTROL
     for index in sorted(index for index in added if index >= count):
-        # Control tokens to SentencePiece, which makes none of them of a text by itself.
+        # As control tokens, which SentencePiece never finds in a text.
         proto.pieces.add(piece=added[index].content, score=0.0, type=_CONTROL)
     pieces = [piece.piece for piece in proto.pieces]
     names = {piece: index for index, piece in enumerate(pieces)}
@@ -221,8 +248,8 @@ def build(
     unknown = {index for index, piece in enumerate(proto.pieces) if piece.type == _UNKNOWN}
     control = frozenset((literal | unknown) - printed)
     space_prefix = proto.normalizer_spec.add_dummy_prefix
-    # A text is cut at control tokens, and only its beginning takes the space. Where spaces are squeezed (T5), a space
-    # put there by hand would not survive, and SentencePiece's own goes before every part.
+    # A text is cut at control tokens, and only some parts take the space. Where spaces are squeezed (T5), a space put
+    # here would not survive, and SentencePiece's own goes before every part.
     by_hand = space_prefix and not proto.normalizer_spec.remove_extra_whitespaces
     if by_hand:
         proto.normalizer_spec.add_dummy_prefix = False
@@ -235,7 +262,7 @@ def build(
     flags = {each.content: Flags(each.lstrip, each.rstrip, each.single_word) for each in added.values()}
     always = {each.content: i for i, each in plain.items() if i >= count or proto.pieces[i].type == _NORMAL}
     special = {pieces[index]: index for index in literal | (unknown & added.keys())}
-    find = {True: _finder(special | always, flags), False: _finder(always, flags)}
+    find = {True: finder(special | always, flags), False: finder(always, flags)}
 
     def split(text: str, special: bool, hidden: Mapping[str, str] | None = None, /) -> list[int]:
         parts = find[special](text)
@@ -266,6 +293,7 @@ def build(
 
 
 def _contents(piece: Any) -> bytes:
+    """The bytes of a piece of the proto."""
     text, kind = piece.piece, piece.type
     if kind == _BYTE:
         return bytes([int(text[3:-1], 16)])

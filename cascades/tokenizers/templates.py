@@ -1,4 +1,4 @@
-"""Where a model's chat templates lie, and which of them is used."""
+"""Finds a model's chat templates, and chooses one."""
 
 import pathlib
 from collections.abc import Mapping
@@ -10,13 +10,15 @@ DEFAULT = "default"
 
 
 def find(directory: pathlib.Path, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Every chat template of a directory as its files have it, by name: the only one is called `default`.
+    """Every chat template of a directory by name; one without a name is called `default`.
 
-    As in transformers, files `chat_template.jinja` and `additional_chat_templates/NAME.jinja` count before what
-    `configs` say, which are the contents of JSON files in the order in which they are asked.
+    As in transformers, `chat_template.jinja` and `additional_chat_templates/NAME.jinja` count before JSON files.
+
+    Args:
+      configs: the contents of the JSON files by name; the first that has templates counts.
 
     Raises:
-      UserError: a template that is no text, named by its file.
+      UserError: a template that is not a text; names its file.
     """
     files = {DEFAULT: directory / "chat_template.jinja"}
     files |= {path.stem: path for path in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
@@ -51,7 +53,7 @@ def read(value: Any, source: str) -> dict[str, str]:
 
 
 def without_empty(templates: Mapping[str, str], source: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The templates that say something, and a sentence for a person about those that do not."""
+    """The templates that are not empty, and a sentence for a person about those that are."""
     full = {name: template for name, template in templates.items() if template.strip()}
     empty = sorted(templates.keys() - full.keys())
     if not empty:
@@ -62,7 +64,7 @@ def without_empty(templates: Mapping[str, str], source: str) -> tuple[dict[str, 
 
 
 def choose(templates: Mapping[str, str], name: str | None) -> str | None:
-    """The template of that name; without a name the default one, None where there is none.
+    """The template of that name; without a name the default one, or None if there is none.
 
     Raises:
       UserError: there is no template of that name.

@@ -1,17 +1,17 @@
-"""Whether two models speak of the same tokens."""
+"""Checks that two models have the same tokens."""
 
 from cascades.errors import UserError
 from cascades.tokenizers.base import Tokenizer
 
 
 def check_same_vocabulary(drafter: Tokenizer, verifier: Tokenizer) -> int:
-    """The number of ids that both models know and read the same way.
+    """The number of ids that both models have, which stand for the same bytes in both.
 
-    Every id below that number must stand for the same bytes in both. One table may be longer: models of one family
-    differ in padding and in tokens added later, and ids behind the common range are cropped from the logits.
+    One table may be longer: models of one family differ in padding and in tokens that were added later. Logits beyond
+    the common ids are cropped.
 
     Raises:
-      UserError: an id differs, or no end-of-turn id of the verifier is within the common range.
+      UserError: an id differs, or no end-of-turn id of the verifier is among the common ids.
     """
     common = min(drafter.vocab_size, verifier.vocab_size)
     if drafter.contents[:common] != verifier.contents[:common]:

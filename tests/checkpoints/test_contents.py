@@ -30,65 +30,65 @@ def sentence(path) -> str:
     return str(error.value)
 
 
-def weights(found) -> int:
-    return sum(found.kinds.values())
+def weights(held) -> int:
+    return sum(held.kinds.values())
 
 
 def test_a_gguf_file(model, write_gguf):
     path = write_gguf(model, quantise=gguf.GGMLQuantizationType.Q8_0)
-    found = contents(path)
-    assert (found.form, found.path, found.tokenizer, found.size) == ("GGUF", path, path, path.stat().st_size)
-    assert found.config == checkpoints.load(path, progress=False).config
-    assert weights(found) == count_params(found.config)
-    assert list(found.kinds) == ["Q8_0", "F32"] and found.quantised == ("Q8_0",)
-    assert found.problems == () and found.shared == ()
+    held = contents(path)
+    assert (held.form, held.path, held.tokenizer, held.size) == ("GGUF", path, path, path.stat().st_size)
+    assert held.config == checkpoints.load(path, progress=False).config
+    assert weights(held) == count_params(held.config)
+    assert list(held.kinds) == ["Q8_0", "F32"] and held.quantised == ("Q8_0",)
+    assert held.problems == () and held.shared == ()
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [(np.float32, "F32"), (np.float16, "F16")])
 def test_a_folder_of_hugging_face(build, write_huggingface, dtype, kind):
     folder = write_huggingface(build("gemma2"), shards=2, dtype=dtype)
-    found = contents(folder)
-    assert found.form == "Hugging Face (safetensors)" and found.problems == ()
-    assert found.kinds == {kind: count_params(found.config)} and found.quantised == ()
-    assert found.size == sum(path.stat().st_size for path in folder.iterdir())
-    assert found.config == checkpoints.read_config(folder)
+    held = contents(folder)
+    assert held.form == "Hugging Face (safetensors)" and held.problems == ()
+    assert held.kinds == {kind: count_params(held.config)} and held.quantised == ()
+    assert held.size == sum(path.stat().st_size for path in folder.iterdir())
+    assert held.config == checkpoints.read_config(folder)
 
 
 def test_a_checkpoint_of_ours(build, write_gguf, tmp_path):
     checkpoints.convert(write_gguf(build("llama")), tmp_path / "ours", progress=False)
-    found = contents(tmp_path / "ours")
-    assert found.form == "cascades (orbax)" and found.problems == ()
-    assert list(found.kinds) == ["bfloat16", "float32"] and found.quantised == ()
-    assert weights(found) == count_params(found.config)
+    held = contents(tmp_path / "ours")
+    assert held.form == "cascades (orbax)" and held.problems == ()
+    assert list(held.kinds) == ["bfloat16", "float32"] and held.quantised == ()
+    assert weights(held) == count_params(held.config)
 
 
 def test_the_part_of_a_drafter_that_is_its_verifiers(build, tmp_path):
     model = build("llama")
     checkpoints.save(tmp_path / "ours", model.config, model.params, shared=["embed"])
-    found = contents(tmp_path / "ours")
-    assert found.shared == ("embed",) and found.problems == ()
-    assert weights(found) == count_params(model.config) - model.config.vocab_size * model.config.d_model
+    held = contents(tmp_path / "ours")
+    assert held.shared == ("embed",) and held.problems == ()
+    assert weights(held) == count_params(model.config) - model.config.vocab_size * model.config.d_model
 
 
 def test_a_released_gemma(build, write_gemma, monkeypatch):
     model = build("gemma3")
     monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(model.config, vocab_size=7))
-    found = contents(write_gemma(model))
-    assert found.form == "released Gemma (orbax)" and found.problems == ()
-    assert found.config == model.config and found.kinds == {"bfloat16": count_params(model.config)}
+    held = contents(write_gemma(model))
+    assert held.form == "released Gemma (orbax)" and held.problems == ()
+    assert held.config == model.config and held.kinds == {"bfloat16": count_params(model.config)}
 
 
 def test_a_checkpoint_of_t5x(tmp_path):
     tree = {"optimizer": {"target": t5_cases.t5x_tree(t5_cases.make_params("v1_1"))}}
     (tmp_path / "checkpoint").write_bytes(serialization.msgpack_serialize(tree))
-    found = contents(tmp_path)
-    assert found.form == "T5X" and found.problems == ()
-    assert isinstance(found.config, T5Config) and found.kinds == {"float32": count_params(found.config)}
+    held = contents(tmp_path)
+    assert held.form == "T5X" and held.problems == ()
+    assert isinstance(held.config, T5Config) and held.kinds == {"float32": count_params(held.config)}
 
 
 def test_nothing_there(tmp_path):
-    found = contents(tmp_path / "nothing")
-    assert (found.path, found.form, found.size, found.config, found.tokenizer) == (None,) * 5
+    held = contents(tmp_path / "nothing")
+    assert (held.path, held.form, held.size, held.config, held.tokenizer) == (None,) * 5
     assert refusals(tmp_path / "nothing") == [("file", sentence(tmp_path / "nothing"))]
 
 
@@ -107,8 +107,8 @@ def test_a_file_that_is_cut_off_is_told_once(build, write_gguf):
 def test_an_unknown_model_still_tells_its_tensors(build, write_huggingface):
     folder = write_huggingface(build("llama"))
     (folder / "config.json").write_text(json.dumps({"model_type": "mamba"}))
-    found = contents(folder)
-    assert found.config is None and len(found.tensors) == 21 and found.kinds
+    held = contents(folder)
+    assert held.config is None and len(held.tensors) == 21 and held.kinds
     assert refusals(folder) == [("config", sentence(folder))]
 
 
@@ -161,8 +161,8 @@ def test_gigabytes_of_weights_are_not_read(build, write_huggingface):
     os.truncate(folder / "model.safetensors", 8 + len(text) + end)  # a hole, which takes no room on the disk
     contents(folder)  # what is imported and traced once
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    found = contents(folder)
-    assert found.problems == () and found.size is not None and found.size > 8 * 2**30
+    held = contents(folder)
+    assert held.problems == () and held.size is not None and held.size > 8 * 2**30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
     assert time.process_time() - start < 5
 

@@ -6,6 +6,7 @@ import pytest
 from checkpoint_files import CONFIGS
 
 from cascades import checkpoints
+from cascades.checkpoints import configs
 from cascades.errors import UserError
 from cascades.models import PRESETS
 
@@ -46,6 +47,14 @@ def test_unknown_sizes_need_a_preset(build, write_gemma, monkeypatch, assert_par
         checkpoints.load(directory, preset="gemma2_2b")
     monkeypatch.setitem(PRESETS, "other", model.config)
     assert_params(checkpoints.load(directory, preset="other").params, model.params)
+
+
+@pytest.mark.parametrize("name", ["embedder/input_embedding", "layer_0/attn/attn_vec_einsum/w"])
+@pytest.mark.parametrize("shape", [(), (8,), (1, 2, 3, 4)])
+def test_tensors_of_other_axes_are_no_gemma(name, shape):
+    shapes = {"embedder/input_embedding": (48, 64), "layer_0/attn/attn_vec_einsum/w": (4, 32, 64)}
+    with pytest.raises(UserError, match="flax should be a released Gemma checkpoint"):
+        configs.from_gemma(shapes | {name: shape}, "flax")
 
 
 def test_the_vision_encoder_is_left_out(gemma_model, write_gemma, assert_params):

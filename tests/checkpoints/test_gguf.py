@@ -157,6 +157,7 @@ def test_the_parts_of_a_split_model_are_read_together(build, write_parts, assert
     loaded = checkpoints.load(first)
     assert loaded.config == model.config and not loaded.config.tied_head
     assert_params(loaded.params, model.params)
+    assert checkpoints.contents(first).size == sum(path.stat().st_size for path in (first, *others))
     for other in others:
         with pytest.raises(UserError, match="the first part .-00001-of-00003."):
             checkpoints.load(other)

@@ -236,7 +236,7 @@ def test_one_value_a_layer_is_one_for_every_layer(length):
 
 
 def test_sizes_that_do_not_go_together():
-    with pytest.raises(UserError, match="file describes a model that cannot be: num_heads .4. must be a multiple"):
+    with pytest.raises(UserError, match="file describes an impossible model: num_heads .4. must be a multiple"):
         read(attention__head_count_kv=3)
     with pytest.raises(UserError, match="attention.key_length, as its width 128 is no multiple of its 3 heads"):
         read(attention__head_count=3, attention__head_count_kv=3)

@@ -144,9 +144,9 @@ def test_flags_of_another_kind(value):
 def test_sizes_that_do_not_fit_together():
     with pytest.raises(UserError, match="config.json should give hidden_size as a multiple of num_attention_heads"):
         read(LLAMA, head_dim=None, num_attention_heads=3)
-    with pytest.raises(UserError, match="config.json describes no model: num_heads"):
+    with pytest.raises(UserError, match="config.json describes an impossible model: num_heads"):
         read(LLAMA, num_key_value_heads=3, num_attention_heads=4)
-    with pytest.raises(UserError, match="config.json describes no model: head_dim"):
+    with pytest.raises(UserError, match="config.json describes an impossible model: head_dim"):
         read(LLAMA, head_dim=15)
 
 

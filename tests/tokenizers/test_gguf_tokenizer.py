@@ -58,9 +58,15 @@ def test_a_space_in_front_is_put_and_taken_off(write_gguf, llama_keys):
     ids = tokenizer.encode("the fox")
     assert tokenizer.pieces[ids[1]].startswith("▁") and tokenizer.decode(ids) == "the fox"
     assert tokenizer.decode(tokenizer.encode(" the")) == " the"
-    # After a control token the text goes on: no space of its own.
-    turned = tokenizer.encode("<start_of_turn>the")
-    assert b"".join(tokenizer.printed_bytes(index) for index in turned) == b"the"
+
+
+def test_a_space_stands_behind_every_control_token(write_gguf, llama_keys):
+    """As llama.cpp and the tokenizer.json of Llama 2 have it: in a chat, what follows BOS is a text that begins."""
+    tokenizer = gguf.load(write_gguf(**(llama_keys | {"add_space_prefix": True})))
+    bos, *ids = tokenizer.encode("<bos>the<end_of_turn>fox")
+    end = ids.index(llama_keys["tokens"].index("<end_of_turn>"))
+    assert (bos, ids[:end]) == (2, tokenizer.split("the", True)) and ids[end + 1 :] == tokenizer.split("fox", True)
+    assert tokenizer.printed_bytes(ids[0]).startswith(b" ") and tokenizer.printed_bytes(ids[end + 1]).startswith(b" ")
 
 
 def test_a_text_that_begins_with_bos_gets_no_second(write_gguf, llama_keys):

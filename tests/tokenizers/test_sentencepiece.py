@@ -42,7 +42,7 @@ def test_without_bos_the_text_ends_with_eos(tmp_path, spm):
 
 
 def test_the_longest_control_name_at_the_earliest_place_is_taken(model):
-    find = sentencepiece._finder({"<a": 1, "<ab>": 2, "[x]": 3})
+    find = sentencepiece.finder({"<a": 1, "<ab>": 2, "[x]": 3})
     assert find("<ab><a<<a[x") == [2, 1, "<", 1, "[x"]
     assert find("") == [] and find("plain") == ["plain"] and find("y[x]") == ["y", 3]
 

@@ -115,6 +115,12 @@ def test_a_class_that_numbers_its_pieces_anew_is_refused(folder):
         tokenizers.load(directory)
 
 
+def test_spaces_that_end_a_piece_are_refused(folder):
+    directory, _ = folder(LLAMA | {"treat_whitespace_as_suffix": True})
+    with pytest.raises(UserError, match="puts spaces behind words .treat_whitespace_as_suffix."):
+        tokenizers.load(directory)
+
+
 @pytest.mark.parametrize(
     ("model", "files", "count"),
     [
