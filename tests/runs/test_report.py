@@ -84,6 +84,11 @@ def test_a_plot_of_nothing_relative_is_drawn():
     assert report.png(report.plot([V3[0]._replace(relative_time=None, speed=None, low=None, high=None)]))
 
 
+def test_a_picture_of_fewer_colours_is_a_smaller_file_of_the_same_size():
+    whole, small = report.png(report.plot(ROWS), dpi=90), report.png(report.plot(ROWS), dpi=90, colors=128)
+    assert small[:24] == whole[:24] and len(small) < 0.6 * len(whole)  # signature, width and height
+
+
 def test_the_page_needs_no_other_file():
     image = report.png(report.plot(ROWS))
     text = report.page([*ROWS, ALONE._replace(rule="<mine>")], image, "a & b", ["first note", "second <note>"])
