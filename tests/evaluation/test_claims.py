@@ -126,21 +126,26 @@ def test_a_rule_scores_above_the_verifier():
     assert "opt 0.1, which defers 50%, less the verifier: +0.55" in found.told and "best of 41" in found.told
 
 
-def test_sequential_cascades_are_slow():
-    def verdict(*differences, half=0.1, first=0.3):
-        rows = [
-            row("token_cascade", at / 10, first + at / 5, each, half, drafts="") for at, each in enumerate(differences)
-        ]
-        return claim([*base(), *rows], "token_cascade_slow_1")
-
-    # Half of the requests at a loss of 4 and half at 2.
-    assert verdict(-4.0, -2.0).verdict == SEEN and "-2.00 (-2.10 – -1.90) BLEU at 0.50x" in verdict(-4.0, -2.0).told
-    assert verdict(-4.0, 0.0).verdict == NOT_SEEN
-    assert verdict(-4.0, -1.0, half=1.5).verdict == UNCLEAR
-    assert verdict(3.0, first=0.6).verdict == SEEN  # however good, it is slower
-    # A share of the requests goes to the verifier alone: 2/7 of them here.
-    assert "-5.00" in claim([*base(), row("token_cascade", 0.1, 0.3, -7.0, drafts="")], "token_cascade_slow_1").told
-    assert claim([*base(), row("chow", 0.1, 0.3)], "token_cascade_slow_1").verdict == NOT_RUN
+@pytest.mark.parametrize(
+    ("sequential", "speculative", "half", "verdict"),
+    [
+        ((0.9, 0.7), (0.5, 0.4), 0.02, SEEN),
+        ((0.5, 0.4), (0.9, 0.7), 0.02, NOT_SEEN),
+        ((0.9, 0.3), (0.6, 0.6), 0.0, NOT_SEEN),
+    ]
+    + [((0.9, 0.7), (0.8, 0.6), 0.2, UNCLEAR)],
+)
+def test_sequential_cascades_are_slow(sequential, speculative, half, verdict):
+    rows = base()
+    for alpha, one, other in zip((0.3, 0.7), sequential, speculative, strict=True):
+        at = {"times": {"v4": figure(one, half)}}, {"times": {"v4": figure(other, half)}}
+        rows.append(row("token_cascade", alpha, drafts="")._replace(**at[0]))
+        rows += [row("chow", alpha)._replace(**at[1]), row("chow", alpha, other + 0.5, drafts="longer")]  # not the best
+    rows.append(row("chow", 0.5, 0.01))  # nothing to set it beside
+    found = claim(rows, "token_cascade_slow_1")
+    assert found.verdict == verdict
+    assert f"at 0.3 {sequential[0]:.2f}x (" in found.told and f"at 0.7 {sequential[1]:.2f}x (" in found.told
+    assert verdicts([each for each in rows if each.rule != "token_cascade"])["token_cascade_slow_1"] == NOT_RUN
 
 
 @pytest.mark.parametrize(
