@@ -8,9 +8,9 @@ rule. The lead of one rule over another is the difference of both, on average ov
 How sure a figure is comes from the rows alone: the intervals of the differences to the verifier's own answers to the
 same examples. Of an average the ends are averaged. Of the difference of two figures the interval is MOVER's (Zou and
 Donner, 2008), as if they were independent: as both are of the same examples it is too wide rather than too narrow.
-Where one of n figures is picked out, intervals are widened as Bonferroni says, as if they were normal. Three things
-they leave out: times are taken as they were counted; the best thresholds are chosen on the examples that they are
-judged by; BLEU of a mixture is not quite the mixture of BLEUs.
+Where one of n figures is picked out, such as the best of a rule's thresholds, intervals are widened as Bonferroni says,
+as if they were normal; the figure itself is flattered by having been picked. Two things they leave out: times are taken
+as they were counted, and BLEU of a mixture is not quite the mixture of BLEUs.
 
 A claim that something is better is `SEEN` where the interval lies above 0, and `NOT_SEEN` where it lies below the
 margin, which is a share of the verifier's quality that nobody would miss. A claim that something is no worse is `SEEN`
@@ -121,8 +121,7 @@ def judged(
        verifier alone. One claim per temperature.
     5. *Sequential cascades are slow*: a token cascade takes longer than speculation by the same rule, `chow`, at the
        same threshold, which is text of the same law, on average over the thresholds that both have; with the draft
-       length that is fastest there. A pass in which the verifier catches up with several of the drafter's tokens counts
-       as one over a single token, which flatters the cascade. One claim per temperature.
+       length that is fastest there, of those that were run. One claim per temperature.
     6. *More than truncation*: at the highest temperature `token_v3` scores above min-p sampling from the verifier
        alone with min_p = 1 - alpha, whose tokens are those that the drafter may choose by this rule, on average over
        the thresholds that both have. Where this is not seen, a quality above the verifier's may be owed to the unlikely
@@ -200,7 +199,8 @@ def lead(points: Points, others: Points, shared: Points = ()) -> Lead | None:
     sides = [[*points, *shared], [*others, *shared]]
     first = max(min(time for time, _ in side) for side in sides)
     last = max(first, min(max(time for time, _ in side) for side in sides))
-    ours, theirs = (mean([best(side, time) for time in np.linspace(first, last, _STEPS).tolist()]) for side in sides)
+    grid = np.linspace(first, last, _STEPS).tolist()
+    ours, theirs = (widened(mean([best(side, time) for time in grid]), len(side)) for side in sides)
     return Lead(less(ours, theirs), first, last)
 
 

@@ -173,7 +173,9 @@ def test_a_lead_is_told_of_the_times_that_both_rules_have():
     short, long = [(0.4, figure(1.0)), (0.6, figure(2.0))], [(0.2, figure(0.0)), (0.5, figure(0.0)), (0.9, figure(0.0))]
     found = claims.lead(short, long)
     assert found is not None and (found.first, found.last) == (0.4, 0.6) and found.figure.value == pytest.approx(1.5)
-    assert found.figure.high - found.figure.value == pytest.approx(math.hypot(0.1, 0.1))
+    assert found.figure.high - found.figure.value == pytest.approx(
+        math.hypot(*(claims.widened(figure(0.0), count).high for count in (2, 3)))  # each is the best of so many
+    )
     apart = claims.lead([(0.2, figure(0.0))], [(0.5, figure(1.0))])  # the quick one may take more time
     assert apart is not None and (apart.first, apart.last, apart.figure.value) == (0.5, 0.5, -1.0)
     assert claims.lead([], long) is None and claims.lead(long, []) is None
