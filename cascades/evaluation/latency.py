@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from cascades.errors import UserError
 from cascades.lookahead import given_costs
 
@@ -40,12 +42,18 @@ def pass_costs(name: str, given: Any) -> PassCosts:
 def expected(stats: Mapping[str, Any], costs: PassCosts) -> float:
     """Returns what the passes of one answer take, in verifier passes over one token; prefill is left out.
 
-    A round of k drafts is k drafter steps, which are counted apart, and a pass over k drafts and one token more.
+    A round of k drafts is k drafter steps, which are counted apart, and a pass over k drafts and one token more. A
+    cascade that goes token by token drafts nothing: where the verifier is asked, it reads what the drafter has written
+    since, and its passes are taken to be as long as they are on average, but no longer than `costs` knows.
 
     Args:
       stats: see `generation.results.stats`. Its rounds drafted no more than `costs` knows.
     """
     calls, positions = stats["verifier_calls"], [*stats["drafted_by_position"], 0]
+    if calls and not any(positions):
+        read = stats["tokens_out"] / calls - 1  # beside the one that is asked for
+        pass_of_it = float(np.interp(read, range(len(costs.verify)), costs.verify))
+        return calls * pass_of_it + stats["drafter_steps"] * costs.draft
     longer = [calls, *positions[:-1]]
     rounds = [max(a - b, 0) for a, b in zip(longer, positions, strict=True)]  # by how many drafts they had
     passes = sum(count * cost for count, cost in zip(rounds, costs.verify, strict=False))

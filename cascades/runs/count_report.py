@@ -96,10 +96,13 @@ def axes_of(rows: Sequence[CountRow]) -> list[Axis]:
     ]
 
 
-def plot(rows: Sequence[CountRow], task: Task):
-    """Draws the first metric of a task against each of `axes_of`, with intervals and the front that no point beats.
+def plot(rows: Sequence[CountRow], task: Task, axes: Sequence[Axis] | None = None):
+    """Draws the first metric of a task against each of `axes`, with intervals and the front that no point beats.
 
     Without a metric, the verifier's log-probability of a token stands in its place.
+
+    Args:
+      axes: of `axes_of`, which are all drawn by default.
 
     Returns:
       A matplotlib figure.
@@ -107,7 +110,7 @@ def plot(rows: Sequence[CountRow], task: Task):
     from matplotlib.figure import Figure as Canvas
 
     title, quality = _quality(task)
-    axes = axes_of(rows)
+    axes = axes_of(rows) if axes is None else axes
     columns = min(len(axes), 3)
     height = -(-len(axes) // columns)
     canvas = Canvas(figsize=(5.0 * columns, 4.0 * height + 0.6), layout="constrained")
@@ -257,12 +260,15 @@ def _section(heading: str, rows: Sequence[CountRow], task: Task, image: bytes) -
     return (
         f"<h2>{html.escape(heading)}</h2>\n<p>{html.escape(task.source)}</p>\n"
         f'<img alt="{html.escape(heading)}: quality against cost, by rule" src="{picture}">\n'
-        f"{html_page.table(head, body)}\n{_matched(rows, task)}"
+        f"{html_page.table(head, body)}\n{matched_table(rows, task)}"
     )
 
 
-def _matched(rows: Sequence[CountRow], task: Task) -> str:
-    """What each rule is worth at the verifier's quality, and at lossless decoding's pace."""
+def matched_table(rows: Sequence[CountRow], task: Task) -> str:
+    """Returns what each rule is worth at the verifier's quality, and at lossless decoding's pace, as HTML.
+
+    Nothing where there is no metric. Costs are the first of `axes_of`.
+    """
     if not task.metrics:
         return ""
     axis, name = axes_of(rows)[0], task.metrics[0].name

@@ -108,6 +108,7 @@ def lines_of(
         for at, entry in enumerate(work.entries)
         if counts.key({"task": entry["task"], **described(point), "prompt_id": entry["id"]}) not in have
     ]
+    often = max(len(wanted) // 2000, 1) * 100  # what a log or a notebook keeps is twenty lines or so, not thousands
     with terminal.progress(err, len(wanted)) as (tell, advance):
         for number, (each, answer) in enumerate(counted(wanted, engines, work.requests), 1):
             entry, result = work.entries[each.at], answer.result
@@ -118,5 +119,5 @@ def lines_of(
             yield {**new, "pieces": answer.pieces} if entry["id"] in told else new
             tell(each.point.label)
             advance()
-            if not err.is_terminal and number % 100 == 0:
+            if not err.is_terminal and number % often == 0:
                 err.print(f"{number} of {len(wanted)} answers", highlight=False)

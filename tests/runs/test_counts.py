@@ -17,6 +17,7 @@ from cascades.evaluation.tasks import multi30k
 from cascades.evaluation.tasks.contract import Example, Metric, Task
 from cascades.generation import load_pair
 from cascades.lookahead import fixed, verifier_guided
+from cascades.runs import count_report
 from cascades.runs import sweep as module
 from cascades.runs.points import points
 from cascades.runs.sweep import sweep
@@ -106,7 +107,10 @@ def test_points_and_baselines_are_counted_beside_the_verifier_at_each_temperatur
         assert (out / name).stat().st_size > 1000
     table = list(csv.DictReader((out / "counts.csv").read_text().splitlines()))
     assert len(table) == len(rows) and float(table[0]["share of e"]) == alone.metrics["share of e"].value
+    first = count_report.axes_of(rows)[:2]
+    assert [each.get_xlabel() for each in count_report.plot(rows, task(), first).axes] == [axis.title for axis in first]
     page = (out / "counts.html").read_text()
+    assert count_report.matched_table(rows[: len(names)], task()) in page
     assert "nothing was timed" in page and "a slice" in page and page.count("<figure>") == 2 * 3 * len(names)
     assert "words at temperature 1, 5 examples" in capsys.readouterr().out
 

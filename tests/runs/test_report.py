@@ -8,7 +8,11 @@ import io
 import math
 import re
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console
 
 from cascades.errors import UserError
@@ -82,6 +86,23 @@ def test_scores_get_a_panel():
 
 def test_a_plot_of_nothing_relative_is_drawn():
     assert report.png(report.plot([V3[0]._replace(relative_time=None, speed=None, low=None, high=None)]))
+
+
+def test_a_small_picture_keeps_the_colour_of_a_lone_marker_and_of_a_wide_band():
+    figure = Figure(figsize=(6, 4))
+    axis = figure.subplots()
+    axis.axhspan(0, 4, color="0.9", zorder=0)
+    for number in range(10):
+        many = 1 if number in (1, 3) else 40  # lossless decoding and the drafter alone are a point each
+        axis.plot(range(many), number + np.sin(np.arange(many)), "o-", color=f"C{number}", markersize=5)
+        axis.vlines(range(many), 0, number, color=f"C{number}", alpha=0.5, linewidth=0.6)
+    whole, small = report.png(figure, dpi=90), report.png(figure, dpi=90, small=True)
+    assert len(small) < 0.5 * len(whole)
+    before, after = (np.asarray(Image.open(io.BytesIO(each)).convert("RGB")).astype(int) for each in (whole, small))
+    for name in ("0.9", *(f"C{number}" for number in range(10))):
+        color = np.rint(255 * np.array(to_rgb(name)))
+        there = (before == color).all(axis=-1)
+        assert there.any() and abs(after[there] - color).max() <= 4  # of 255: nobody sees it
 
 
 def test_the_page_needs_no_other_file():
