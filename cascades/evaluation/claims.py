@@ -116,20 +116,21 @@ def judged(
     2. *Their lead over opt shrinks*: `HEADLINE`'s lead over `opt` is larger at the highest temperature than at the
        lowest. Not that it leads at all: that is the first.
     3. *None over lossy when greedy*: at temperature 0 no token rule is above `lossy`. Greedy `lossy` is lossless at
-       any threshold here, as the authors' code has it; what others call greedy lossy decoding is `token_v3` itself.
+       any threshold below 1 here, as in the authors' code; what others call greedy lossy decoding is `token_v3` itself.
     4. *Above the verifier*: at an intermediate deferral, 5% to 95%, some threshold of some rule scores above the
        verifier alone. One claim per temperature.
     5. *Sequential cascades are slow*: a token cascade takes longer than speculation by the same rule, `chow`, at the
-       same threshold, which is text of the same law, on average over the thresholds that both have; with the draft
-       length that is fastest there, of those that were run. One claim per temperature.
+       same threshold, which is text of the same law but for bonus tokens, on average over the thresholds that both
+       have; with the draft length that is fastest there, of those that were run. One claim per temperature.
     6. *More than truncation*: at the highest temperature `token_v3` scores above min-p sampling from the verifier
        alone with min_p = 1 - alpha, whose tokens are those that the drafter may choose by this rule, on average over
        the thresholds that both have. Where this is not seen, a quality above the verifier's may be owed to the unlikely
        tokens that are left out, and not to the drafter.
 
     Args:
-      rows: as `counts.summarise` returns them, of one task. time: the name of the costs by which times were computed,
-        the first of the rows by default. metric: likewise, more is better.
+      rows: as `counts.summarise` returns them, of one task. Points with fewer examples than the verifier alone, which
+        are still being counted, are left out. time: the name of the costs by which times were computed, the first of
+        the rows by default. metric: likewise, more is better.
       margin: see the module, as a share of the verifier's quality.
 
     Raises:
@@ -156,10 +157,12 @@ def _run(rows: Sequence[CountRow], time: str | None, metric: str | None, margin:
     if len(tasks) > 1:
         raise UserError(f"claims are about one task, but the rows are of {', '.join(tasks)}: pass those of one")
     chosen = _chosen("metric", metric, rows[0].metrics), _chosen("time", time, rows[0].times)
-    alone = {row.temperature for row in rows if row.rule == VERIFIER}
+    examples = {row.temperature: row.examples for row in rows if row.rule == VERIFIER}
     by_temperature: dict[float, list[CountRow]] = {}
     for row in rows:
-        if row.temperature in alone:
+        if row.examples == examples.get(
+            row.temperature
+        ):  # fewer of a point that is still being counted: not the same ones
             by_temperature.setdefault(row.temperature, []).append(row)
     return _Run(by_temperature, *chosen, margin) if by_temperature else None
 

@@ -192,6 +192,8 @@ def test_arithmetic_of_figures():
 def test_nothing_is_claimed_without_a_basis():
     assert claims.judged([]) == [] and claims.judged([row("opt", 0.1)]) == []
     assert set(verdicts(base()).values()) == {NOT_RUN}
+    begun = [each._replace(examples=7) for each in curve("token_v3", [9.0])]
+    assert verdicts([*base(), *begun, *curve("opt", [1.0])])["token_v3_leads"] == NOT_RUN
     unknown = row("token_v3", 0.1, 0.4, math.nan)
     assert verdicts([*base(), unknown, *curve("opt", [1.0])])["token_v3_leads"] == NOT_RUN
     single = [each._replace(differences={"BLEU": Figure(1.0, math.nan, math.nan)}) for each in curve("token_v3", [1.0])]
