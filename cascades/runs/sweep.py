@@ -1,7 +1,7 @@
 """Rules and thresholds over prompts, against the verifier alone: the run function of `launch/sweep.py`."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -19,14 +19,14 @@ from cascades.generation import (
     Settings,
     compilation_cache,
     load_pair,
-    records,
 )
 from cascades.lookahead import verifier_guided
-from cascades.runs import clock_report, count_report, counting, fingerprint, report, terminal, timing
+from cascades.runs import clock_report, count_report, counting, fingerprint, report, scoring, terminal, timing
 from cascades.runs.points import Point, controllers_of, points
 from cascades.runs.work import (
     Work,
     about_of,
+    appending,
     engines_of,
     entries_of,
     file_task,
@@ -35,7 +35,6 @@ from cascades.runs.work import (
     read_prompts,
     requests_for,
     tasks_of,
-    written,
 )
 
 NAMED_MODULES = ("cascades.evaluation.scores", "cascades.evaluation.tasks")
@@ -108,17 +107,15 @@ def sweep(
     (folder / f"{run}.settings.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     path = folder / "results.jsonl"
     lines = kept(path, run, entries, err)
-    new = _clocked(swept, engines, work, settings.batch_size, repeats, lines, err)
     if not clock:
-        lines = counting.scored_anew(lines, work.tasks, err)
-        new = counting.lines_of(swept, engines, work, lines, err)
-    file = records.open_append(str(path))
+        lines = scoring.anew(lines, work.tasks, err)
     try:
-        for each in new:
-            lines.append({"run": run, **each})
-            records.append(file, written(lines[-1]))
+        with appending(path, run, lines) as keep:
+            if clock:
+                _clock(swept, engines, work, settings.batch_size, repeats, lines, keep, err)
+            else:
+                counting.count(swept, engines, work, lines, keep, err)
     finally:
-        file.close()
         if config_text:
             (folder / f"{run}.config.gin").write_text(config_text(), encoding="utf-8")
         assert pair.drafter is not None  # every method of a sweep needs one
@@ -132,21 +129,21 @@ def sweep(
     return rows
 
 
-def _clocked(
+def _clock(
     swept: Sequence[Point],
     engines: dict[tuple, Engine],
     work: Work,
     batch: int,
     repeats: int,
     done: Sequence[dict],
+    keep: scoring.Keep,
     err: Console,
-) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a clock run that are not there yet."""
+) -> None:
+    """Hands the lines of a clock run that are not there yet to `keep`."""
     wanted = timing.batches(swept, work.entries, batch, repeats, done)
     for each, results in timing.timed(wanted, engines, work.requests, err):
         for at, result in zip(each.chosen, results, strict=True):
-            entry = work.entries[at]
-            yield {"repeat": each.repeat, "unit": each.unit, **line(each.point, entry, result, None)}
+            keep({"repeat": each.repeat, "unit": each.unit, **line(each.point, work.entries[at], result)})
 
 
 def costs_of(given: Any, settings: Settings) -> dict[str, latency.PassCosts]:

@@ -31,16 +31,16 @@ from cascades.generation import (
     build,
     compilation_cache,
     load_pair,
-    records,
 )
 from cascades.generation.costs import programs_for
 from cascades.generation.engine import slots_for
 from cascades.lookahead import verifier_guided
-from cascades.runs import counting, fingerprint, html_page, terminal
+from cascades.runs import counting, fingerprint, html_page, scoring, terminal
 from cascades.runs.points import Point, controllers_of, points
 from cascades.runs.work import (
     Work,
     about_of,
+    appending,
     engines_of,
     entries_of,
     file_task,
@@ -48,7 +48,6 @@ from cascades.runs.work import (
     read_prompts,
     requests_for,
     tasks_of,
-    written,
 )
 
 NAMED_MODULES = ("cascades.evaluation.scores", "cascades.evaluation.tasks")
@@ -129,7 +128,7 @@ def tune(
     run = fingerprint.digest(about)
     (folder / f"{run}.settings.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     path = folder / "results.jsonl"
-    before = counting.scored_anew(kept(path, run, entries, err), work.tasks, err)
+    before = scoring.anew(kept(path, run, entries, err), work.tasks, err)
     answers = _Answers(engines, work, path, run, before, err)
     metric = next(iter(work.tasks[0].metrics), None)
     outcome = _search(goal, metric, swept, answers, len(entries), costs, float(confidence), settings.seed)
@@ -156,13 +155,8 @@ class _Answers:
         """Returns the lines of each point, in the order of `places`."""
         whole = self._work
         part = Work([whole.entries[at] for at in places], [whole.requests[at] for at in places], whole.tasks)
-        file = records.open_append(str(self._path))
-        try:
-            for line in counting.lines_of(swept, self._engines, part, self._lines, self._err):
-                self._lines.append({"run": self._run, **line})
-                records.append(file, written(self._lines[-1]))
-        finally:
-            file.close()
+        with appending(self._path, self._run, self._lines) as keep:
+            counting.count(swept, self._engines, part, self._lines, keep, self._err)
         fields = "rule", "rule_id", "lookahead", "lookahead_id", "alpha", "temperature"
         known = {(*(line[name] for name in fields), line["prompt_id"]): line for line in self._lines}
         found = {point: [known[*point[:6], entry["id"]] for entry in part.entries] for point in swept}

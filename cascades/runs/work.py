@@ -1,9 +1,10 @@
 """What is asked of every point of a sweep: prompts of a file or of tasks, engines that answer, and lines of answers."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -140,8 +141,8 @@ def requests_for(
     return requests
 
 
-def line(point: Point, entry: dict[str, Any], result: Result, scores: dict | None) -> dict[str, Any]:
-    """Returns what is kept of an answer. scores: of `counts.scores`; None where there are none."""
+def line(point: Point, entry: dict[str, Any], result: Result) -> dict[str, Any]:
+    """Returns what is kept of an answer, before it is scored."""
     origins = {name: result.origins.count(name) for name in dict.fromkeys(result.origins)}
     return {
         "task": entry["task"],
@@ -150,7 +151,7 @@ def line(point: Point, entry: dict[str, Any], result: Result, scores: dict | Non
         "prompt_hash": fingerprint.digest(entry["prompt"]),
         "input": entry["record"],
         "text": result.text,
-        "scores": scores,
+        "scores": None,
         "finish_reason": result.finish_reason,
         "origins": origins,
         "stats": result.stats,
@@ -189,12 +190,27 @@ def kept(path: pathlib.Path, run: str, entries: Sequence[dict[str, Any]], err: C
     return lines
 
 
-def written(line: dict[str, Any]) -> dict[str, Any]:
+@contextlib.contextmanager
+def appending(path: pathlib.Path, run: str, lines: list[dict[str, Any]]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yields a function that adds a line of a run to `lines` and to a file."""
+    file = records.open_append(str(path))
+
+    def keep(line: dict[str, Any]) -> None:
+        lines.append({"run": run, **line})
+        records.append(file, _written(lines[-1]))
+
+    try:
+        yield keep
+    finally:
+        file.close()
+
+
+def _written(line: dict[str, Any]) -> dict[str, Any]:
     """A line as it is written: JSON has no word for an infinite threshold, so a text is it."""
     alpha = line["alpha"]
     return {**line, "alpha": str(alpha)} if alpha is not None and math.isinf(alpha) else line
 
 
 def _loaded(line: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `written`."""
+    """The inverse of `_written`."""
     return {**line, "alpha": float(line["alpha"])} if line.get("alpha") in ("inf", "-inf") else line
