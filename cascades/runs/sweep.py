@@ -1,6 +1,5 @@
 """Rules and thresholds over prompts, against the verifier alone: the run function of `launch/sweep.py`."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from cascades.evaluation import counts, latency
 from cascades.evaluation.counts import CountRow
 from cascades.evaluation.summary import Row
 from cascades.generation import (
-    Engine,
     PairSpec,
     PromptSpec,
     Settings,
@@ -21,21 +19,9 @@ from cascades.generation import (
     load_pair,
 )
 from cascades.lookahead import verifier_guided
-from cascades.runs import clock_report, count_report, counting, fingerprint, report, scoring, terminal, timing
+from cascades.runs import clock_report, count_report, counting, report, scoring, terminal, timing
 from cascades.runs.points import Point, controllers_of, points
-from cascades.runs.work import (
-    Work,
-    about_of,
-    appending,
-    engines_of,
-    entries_of,
-    file_task,
-    kept,
-    line,
-    read_prompts,
-    requests_for,
-    tasks_of,
-)
+from cascades.runs.work import Run, appending, asked_of, begin, line
 
 NAMED_MODULES = ("cascades.evaluation.scores", "cascades.evaluation.tasks")
 
@@ -95,55 +81,42 @@ def sweep(
         raise UserError(f"SCORE must be a function of a record and a text, as @my_scores.exact, or None, not {score!r}")
     costs = costs_of(latency_costs, settings)
     report.need_matplotlib()
-    tasks = tasks_of(tasks, score)
-    entries = entries_of(tasks) if tasks else read_prompts(input)
+    asked = asked_of(tasks, score, input)
     folder = checks.folder("OUTPUT_DIR", output_dir)
     _, err = terminal.consoles()
     compilation_cache()
-    engines = engines_of(swept, load_pair(pair, chat_template=prompts.chat_template))
-    work = Work(entries, requests_for(engines, entries, tasks, prompts, settings), tasks or [file_task(score)])
-    about = about_of(pair, settings, prompts, work, "clock" if clock else "count")
-    run = fingerprint.digest(about)
-    (folder / f"{run}.settings.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    path = folder / "results.jsonl"
-    lines = kept(path, run, entries, err)
+    loaded = load_pair(pair, chat_template=prompts.chat_template)
+    run = begin(pair, loaded, swept, settings, prompts, asked, folder, "clock" if clock else "count", err)
     if not clock:
-        lines = scoring.anew(lines, work.tasks, err)
+        run = run._replace(lines=scoring.anew(run.lines, run.work.tasks, err))
     try:
-        with appending(path, run, lines) as keep:
+        with appending(run) as keep:
             if clock:
-                _clock(swept, engines, work, settings.batch_size, repeats, lines, keep, err)
+                _clock(swept, run, settings.batch_size, repeats, keep, err)
             else:
-                counting.count(swept, engines, work, lines, keep, err)
+                counting.count(swept, run.engines, run.work, run.lines, keep, err)
     finally:
         if config_text:
-            (folder / f"{run}.config.gin").write_text(config_text(), encoding="utf-8")
+            (folder / f"{run.name}.config.gin").write_text(config_text(), encoding="utf-8")
         assert pair.drafter is not None  # every method of a sweep needs one
         title = f"{short(pair.drafter.uri)} -> {short(pair.verifier.uri)}"
         if clock:
-            given = lines, work.tasks, score, folder, f"{settings.method}: {title}", about, repeats, err
+            heading = f"{settings.method}: {title}"
+            given = run.lines, run.work.tasks, score, folder, heading, run.about, repeats, err
             rows = clock_report.tell(*given)  # pyright: ignore[reportArgumentType]
         else:
-            rows = counts.summarise(lines, work.tasks, costs)
-            count_report.tell(rows, lines, work.tasks, folder, title, about, err)
+            rows = counts.summarise(run.lines, run.work.tasks, costs)
+            count_report.tell(rows, run.lines, run.work.tasks, folder, title, run.about, err)
     return rows
 
 
-def _clock(
-    swept: Sequence[Point],
-    engines: dict[tuple, Engine],
-    work: Work,
-    batch: int,
-    repeats: int,
-    done: Sequence[dict],
-    keep: scoring.Keep,
-    err: Console,
-) -> None:
+def _clock(swept: Sequence[Point], run: Run, batch: int, repeats: int, keep: scoring.Keep, err: Console) -> None:
     """Hands the lines of a clock run that are not there yet to `keep`."""
-    wanted = timing.batches(swept, work.entries, batch, repeats, done)
-    for each, results in timing.timed(wanted, engines, work.requests, err):
+    entries = run.work.entries
+    wanted = timing.batches(swept, entries, batch, repeats, run.lines)
+    for each, results in timing.timed(wanted, run.engines, run.work.requests, err):
         for at, result in zip(each.chosen, results, strict=True):
-            keep({"repeat": each.repeat, "unit": each.unit, **line(each.point, work.entries[at], result)})
+            keep({"repeat": each.repeat, "unit": each.unit, **line(each.point, entries[at], result)})
 
 
 def costs_of(given: Any, settings: Settings) -> dict[str, latency.PassCosts]:

@@ -14,7 +14,7 @@ from cascades.evaluation.sandbox import run_program
 from cascades.evaluation.tasks.contract import Metric, Task
 from cascades.runs import scoring as module
 from cascades.runs.scoring import scoring
-from cascades.runs.work import appending, file_task
+from cascades.runs.work import Run, Work, appending, file_task
 
 PATIENCE = 60  # seconds
 
@@ -132,7 +132,7 @@ def test_what_fails_in_a_thread_costs_its_answer_and_what_ends_a_run_ends_it():
 def test_an_interrupt_ends_programs_and_keeps_what_has_its_score(tmp_path):
     before, lines = children(), []
     path, kept = tmp_path / "results.jsonl", threading.Event()
-    with appending(path, "a run", lines) as write:
+    with appending(Run({}, Work([], [], []), {}, "a run", tmp_path, lines)) as write:
 
         def keep(line):
             write(line)
