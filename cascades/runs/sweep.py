@@ -19,7 +19,7 @@ from cascades.generation import (
     load_pair,
 )
 from cascades.lookahead import verifier_guided
-from cascades.runs import clock_report, count_report, counting, report, scoring, terminal, timing
+from cascades.runs import clock_report, count_report, counting, report, scoring, spec_bench, terminal, timing
 from cascades.runs.points import Point, controllers_of, points
 from cascades.runs.work import Run, appending, asked_of, begin, line
 
@@ -42,6 +42,7 @@ def sweep(
     repeats: int = 3,
     score: Any = None,
     latency_costs: Any = None,
+    spec_bench_files: Any = False,
     config_text: Callable[[], str] | None = None,
 ) -> list[Row] | list[CountRow]:
     """Runs rules at thresholds, and baselines, beside the verifier alone, with one compiled loop per rule.
@@ -62,6 +63,7 @@ def sweep(
       clock: see above. repeats: how often every batch is timed. score: a `summary.Score` of answers to `input`.
       latency_costs: of a count run, by name the costs of machines on which its times are computed; see
         `latency.pass_costs`.
+      spec_bench_files: of a clock run of Spec-Bench's questions, whether it is also written as its scripts read it.
       config_text: gives the whole configuration, which is saved beside the results.
 
     Returns:
@@ -80,8 +82,11 @@ def sweep(
     if score is not None and not callable(score):
         raise UserError(f"SCORE must be a function of a record and a text, as @my_scores.exact, or None, not {score!r}")
     costs = costs_of(latency_costs, settings)
+    checks.switch("SPEC_BENCH_FILES", spec_bench_files)
     report.need_matplotlib()
     asked = asked_of(tasks, score, input)
+    if spec_bench_files:
+        spec_bench.check(asked[0], clock, settings)
     folder = checks.folder("OUTPUT_DIR", output_dir)
     _, err = terminal.consoles()
     compilation_cache()
@@ -107,6 +112,9 @@ def sweep(
         else:
             rows = counts.summarise(run.lines, run.work.tasks, costs)
             count_report.tell(rows, run.lines, run.work.tasks, folder, title, run.about, err)
+    if spec_bench_files:
+        spec_bench.write(folder, run.lines, run.work.entries)
+        err.print(f"written: {folder}/model_answer_temp*_run_*", highlight=False, soft_wrap=True)
     return rows
 
 
