@@ -38,7 +38,7 @@ from typing import NamedTuple
 from cascades import checks
 from cascades.errors import UserError
 
-__all__ = ["Outcome", "containment", "run_program", "run_programs"]
+__all__ = ["Outcome", "containment", "heed", "run_program", "run_programs"]
 
 LEAST_MEMORY = 64 << 20  # in which Python starts
 FOLDER_BYTES, FOLDER_FILES = 64 << 20, 1000  # what a program may write
@@ -49,6 +49,7 @@ TICK = 0.1  # seconds between two looks at the folder
 
 _WALLS = str(Path(__file__).with_name("sandbox_walls.py"))
 _KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")  # without which some Pythons do not start
+_heeded = threading.local()
 _without = ""  # means that tests go without, with commas between them
 
 
@@ -74,7 +75,12 @@ def run_program(source: str, *, seconds: int | float = 10.0, memory: int = 1 << 
     Raises:
       UserError: it cannot be contained here, or Python does not start.
     """
-    return _run(source, seconds, memory, unsafe, threading.Event())
+    return _run(source, seconds, memory, unsafe, getattr(_heeded, "stop", None) or threading.Event())
+
+
+def heed(stop: threading.Event) -> None:
+    """From now on the programs that this thread runs are ended, as failed ones, as soon as `stop` is set."""
+    _heeded.stop = stop
 
 
 def run_programs(

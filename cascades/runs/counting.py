@@ -1,5 +1,6 @@
 """Count runs: what rules do to texts and to the number of passes, in batches as full as they get, without a clock."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -8,11 +9,11 @@ from rich.console import Console
 from cascades import lookahead
 from cascades.errors import UserError
 from cascades.evaluation import counts
-from cascades.evaluation.tasks.contract import Task
 from cascades.generation import Engine, Query, Result, Shapes, generate, prepare
 from cascades.generation.slots import Finished, with_name
 from cascades.runs import terminal
 from cascades.runs.points import Point, described, requested
+from cascades.runs.scoring import Keep, scoring
 from cascades.runs.work import Work, line, of_task
 
 SHOWN = 3  # examples of a task whose answers are kept with the origin of each piece, for the page
@@ -73,34 +74,11 @@ def counted(
                 told.append((event.text, int(event.origin)))
 
 
-def scored_anew(lines: Sequence[dict[str, Any]], tasks: Sequence[Task], err: Console) -> list[dict[str, Any]]:
-    """Returns lines whose scores are those of SCORE as it is now: it is the user's, and may have been mended since.
-
-    Scores of tasks are kept, as some take long; a metric of another definition is another run's.
-    """
-    files = {task.name: task for task in tasks if not task.name}
-    return [
-        {**each, "scores": _scores(files[each["task"]], each, err)} if each["task"] in files else each for each in lines
-    ]
-
-
-def _scores(task: Task, line: dict[str, Any], err: Console) -> dict[str, list[float]] | None:
-    """Returns the statistics of an answer, or None and says why where a metric fails on it."""
-    try:
-        return counts.scores(task, line["input"], line["text"])
-    except UserError:
-        raise
-    except Exception as error:  # whatever a function of the user's own does
-        label = line["rule"] if line["alpha"] is None else f"{line['rule']} {line['alpha']:g}"
-        err.print(f"{line['prompt_id']} with {label} has no score: {error!r:.200}", markup=False)
-        return None
-
-
-def lines_of(
-    swept: Sequence[Point], engines: dict[tuple, Engine], work: Work, done: Sequence[dict], err: Console
-) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a count run that are not there yet. An answer without a score costs no other."""
-    have, by_name = {counts.key(line) for line in done}, {task.name: task for task in work.tasks}
+def count(
+    swept: Sequence[Point], engines: dict[tuple, Engine], work: Work, done: Sequence[dict], keep: Keep, err: Console
+) -> None:
+    """Hands the lines of a count run that are not there yet to `keep`. An answer without a score costs no other."""
+    have = {counts.key(line) for line in done}
     told = {entry["id"] for task in work.tasks for entry in of_task(work.entries, task)[:SHOWN]}
     wanted = [
         Counted(point, at)
@@ -109,15 +87,20 @@ def lines_of(
         if counts.key({"task": entry["task"], **described(point), "prompt_id": entry["id"]}) not in have
     ]
     often = max(len(wanted) // 2000, 1) * 100  # what a log or a notebook keeps is twenty lines or so, not thousands
+    number = itertools.count(1)
     with terminal.progress(err, len(wanted)) as (tell, advance):
-        for number, (each, answer) in enumerate(counted(wanted, engines, work.requests), 1):
-            entry, result = work.entries[each.at], answer.result
-            if result.error:
-                raise UserError(f"{entry['id']} has no answer with {each.point.label}: {result.error}")
-            new = line(each.point, entry, result, None)
-            new["scores"] = _scores(by_name[entry["task"]], new, err)
-            yield {**new, "pieces": answer.pieces} if entry["id"] in told else new
-            tell(each.point.label)
+
+        def finished(line: dict[str, Any]) -> None:
+            keep(line)
             advance()
-            if not err.is_terminal and number % often == 0:
-                err.print(f"{number} of {len(wanted)} answers", highlight=False)
+            if (kept := next(number)) % often == 0 and not err.is_terminal:
+                err.print(f"{kept} of {len(wanted)} answers", highlight=False)
+
+        with scoring(work.tasks, finished, err) as score:
+            for each, answer in counted(wanted, engines, work.requests):
+                entry, result = work.entries[each.at], answer.result
+                if result.error:
+                    raise UserError(f"{entry['id']} has no answer with {each.point.label}: {result.error}")
+                tell(each.point.label)
+                new = line(each.point, entry, result)
+                score({**new, "pieces": answer.pieces} if entry["id"] in told else new)

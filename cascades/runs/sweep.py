@@ -1,7 +1,6 @@
 """Rules and thresholds over prompts, against the verifier alone: the run function of `launch/sweep.py`."""
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,30 +12,16 @@ from cascades.evaluation import counts, latency
 from cascades.evaluation.counts import CountRow
 from cascades.evaluation.summary import Row
 from cascades.generation import (
-    Engine,
     PairSpec,
     PromptSpec,
     Settings,
     compilation_cache,
     load_pair,
-    records,
 )
 from cascades.lookahead import verifier_guided
-from cascades.runs import clock_report, count_report, counting, fingerprint, report, terminal, timing
+from cascades.runs import clock_report, count_report, counting, report, scoring, spec_bench, terminal, timing
 from cascades.runs.points import Point, controllers_of, points
-from cascades.runs.work import (
-    Work,
-    about_of,
-    engines_of,
-    entries_of,
-    file_task,
-    kept,
-    line,
-    read_prompts,
-    requests_for,
-    tasks_of,
-    written,
-)
+from cascades.runs.work import Run, appending, asked_of, begin, line
 
 NAMED_MODULES = ("cascades.evaluation.scores", "cascades.evaluation.tasks")
 
@@ -57,6 +42,7 @@ def sweep(
     repeats: int = 3,
     score: Any = None,
     latency_costs: Any = None,
+    spec_bench_files: Any = False,
     config_text: Callable[[], str] | None = None,
 ) -> list[Row] | list[CountRow]:
     """Runs rules at thresholds, and baselines, beside the verifier alone, with one compiled loop per rule.
@@ -77,6 +63,7 @@ def sweep(
       clock: see above. repeats: how often every batch is timed. score: a `summary.Score` of answers to `input`.
       latency_costs: of a count run, by name the costs of machines on which its times are computed; see
         `latency.pass_costs`.
+      spec_bench_files: of a clock run of Spec-Bench's questions, whether it is also written as its scripts read it.
       config_text: gives the whole configuration, which is saved beside the results.
 
     Returns:
@@ -95,58 +82,49 @@ def sweep(
     if score is not None and not callable(score):
         raise UserError(f"SCORE must be a function of a record and a text, as @my_scores.exact, or None, not {score!r}")
     costs = costs_of(latency_costs, settings)
+    checks.switch("SPEC_BENCH_FILES", spec_bench_files)
     report.need_matplotlib()
-    tasks = tasks_of(tasks, score)
-    entries = entries_of(tasks) if tasks else read_prompts(input)
+    asked = asked_of(tasks, score, input)
+    if spec_bench_files:
+        spec_bench.check(asked[0], clock, settings)
     folder = checks.folder("OUTPUT_DIR", output_dir)
     _, err = terminal.consoles()
     compilation_cache()
-    engines = engines_of(swept, load_pair(pair, chat_template=prompts.chat_template))
-    work = Work(entries, requests_for(engines, entries, tasks, prompts, settings), tasks or [file_task(score)])
-    about = about_of(pair, settings, prompts, work, "clock" if clock else "count")
-    run = fingerprint.digest(about)
-    (folder / f"{run}.settings.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    path = folder / "results.jsonl"
-    lines = kept(path, run, entries, err)
-    new = _clocked(swept, engines, work, settings.batch_size, repeats, lines, err)
+    loaded = load_pair(pair, chat_template=prompts.chat_template)
+    run = begin(pair, loaded, swept, settings, prompts, asked, folder, "clock" if clock else "count", err)
     if not clock:
-        lines = counting.scored_anew(lines, work.tasks, err)
-        new = counting.lines_of(swept, engines, work, lines, err)
-    file = records.open_append(str(path))
+        run = run._replace(lines=scoring.anew(run.lines, run.work.tasks, err))
     try:
-        for each in new:
-            lines.append({"run": run, **each})
-            records.append(file, written(lines[-1]))
+        with appending(run) as keep:
+            if clock:
+                _clock(swept, run, settings.batch_size, repeats, keep, err)
+            else:
+                counting.count(swept, run.engines, run.work, run.lines, keep, err)
     finally:
-        file.close()
         if config_text:
-            (folder / f"{run}.config.gin").write_text(config_text(), encoding="utf-8")
+            (folder / f"{run.name}.config.gin").write_text(config_text(), encoding="utf-8")
         assert pair.drafter is not None  # every method of a sweep needs one
         title = f"{short(pair.drafter.uri)} -> {short(pair.verifier.uri)}"
         if clock:
-            given = lines, work.tasks, score, folder, f"{settings.method}: {title}", about, repeats, err
+            heading = f"{settings.method}: {title}"
+            given = run.lines, run.work.tasks, score, folder, heading, run.about, repeats, err
             rows = clock_report.tell(*given)  # pyright: ignore[reportArgumentType]
         else:
-            rows = counts.summarise(lines, work.tasks, costs)
-            count_report.tell(rows, lines, work.tasks, folder, title, about, err)
+            rows = counts.summarise(run.lines, run.work.tasks, costs)
+            count_report.tell(rows, run.lines, run.work.tasks, folder, title, run.about, err)
+    if spec_bench_files:
+        spec_bench.write(folder, run.lines, run.work.entries)
+        err.print(f"written: {folder}/model_answer_temp*_run_*", highlight=False, soft_wrap=True)
     return rows
 
 
-def _clocked(
-    swept: Sequence[Point],
-    engines: dict[tuple, Engine],
-    work: Work,
-    batch: int,
-    repeats: int,
-    done: Sequence[dict],
-    err: Console,
-) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a clock run that are not there yet."""
-    wanted = timing.batches(swept, work.entries, batch, repeats, done)
-    for each, results in timing.timed(wanted, engines, work.requests, err):
+def _clock(swept: Sequence[Point], run: Run, batch: int, repeats: int, keep: scoring.Keep, err: Console) -> None:
+    """Hands the lines of a clock run that are not there yet to `keep`."""
+    entries = run.work.entries
+    wanted = timing.batches(swept, entries, batch, repeats, run.lines)
+    for each, results in timing.timed(wanted, run.engines, run.work.requests, err):
         for at, result in zip(each.chosen, results, strict=True):
-            entry = work.entries[at]
-            yield {"repeat": each.repeat, "unit": each.unit, **line(each.point, entry, result, None)}
+            keep({"repeat": each.repeat, "unit": each.unit, **line(each.point, entries[at], result)})
 
 
 def costs_of(given: Any, settings: Settings) -> dict[str, latency.PassCosts]:

@@ -22,7 +22,6 @@ from cascades.evaluation.summary import VERIFIER
 from cascades.evaluation.tasks.contract import Metric
 from cascades.evaluation.tuning import Evidence, Goal
 from cascades.generation import (
-    Engine,
     LoadedPair,
     PairSpec,
     PromptSpec,
@@ -31,25 +30,13 @@ from cascades.generation import (
     build,
     compilation_cache,
     load_pair,
-    records,
 )
 from cascades.generation.costs import programs_for
 from cascades.generation.engine import slots_for
 from cascades.lookahead import verifier_guided
-from cascades.runs import counting, fingerprint, html_page, terminal
+from cascades.runs import counting, fingerprint, html_page, scoring, terminal
 from cascades.runs.points import Point, controllers_of, points
-from cascades.runs.work import (
-    Work,
-    about_of,
-    engines_of,
-    entries_of,
-    file_task,
-    kept,
-    read_prompts,
-    requests_for,
-    tasks_of,
-    written,
-)
+from cascades.runs.work import Run, Work, appending, asked_of, begin
 
 NAMED_MODULES = ("cascades.evaluation.scores", "cascades.evaluation.tasks")
 FEWEST = 4 * tuning.LEAST  # prompts
@@ -109,12 +96,11 @@ def tune(
     pair.layouts(settings.batch_size)
     if score is not None and (not callable(score) or getattr(score, "whole", False)):
         raise UserError(f"SCORE must be a function of a record and a text that scores single answers, not {score!r}")
-    asked = tasks_of(tasks, score)
-    if len(asked) > 1:
-        raise UserError(f"TASKS must be one task, whose score has a floor, not {len(asked)}")
     points(rules, controllers_of(lookahead), settings)  # what is wrong is told before a model is loaded
     given = None if latency_costs is None else _given(latency_costs, settings)
-    entries = entries_of(asked) if asked else read_prompts(input)
+    asked, entries = asked_of(tasks, score, input)
+    if len(asked) > 1:
+        raise UserError(f"TASKS must be one task, whose score has a floor, not {len(asked)}")
     if len(entries) < FEWEST:
         raise UserError(f"search and certification need {FEWEST} prompts at least, and there are {len(entries)}")
     folder = checks.folder("OUTPUT_DIR", output_dir)
@@ -122,19 +108,14 @@ def tune(
     compilation_cache()
     loaded = load_pair(pair, chat_template=prompts.chat_template)
     costs = given or _measured(folder, loaded, settings, err)
-    swept = points(rules, controllers_of(lookahead), dataclasses.replace(settings, costs=(costs.draft, costs.verify)))
-    engines = engines_of(swept, loaded)
-    work = Work(entries, requests_for(engines, entries, asked, prompts, settings), asked or [file_task(score)])
-    about = about_of(pair, swept[-1].settings, prompts, work, "tune")
-    run = fingerprint.digest(about)
-    (folder / f"{run}.settings.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    path = folder / "results.jsonl"
-    before = counting.scored_anew(kept(path, run, entries, err), work.tasks, err)
-    answers = _Answers(engines, work, path, run, before, err)
-    metric = next(iter(work.tasks[0].metrics), None)
-    outcome = _search(goal, metric, swept, answers, len(entries), costs, float(confidence), settings.seed)
+    settings = dataclasses.replace(settings, costs=(costs.draft, costs.verify))
+    swept = points(rules, controllers_of(lookahead), settings)
+    run = begin(pair, loaded, swept, settings, prompts, (asked, entries), folder, "tune", err)
+    run = run._replace(lines=scoring.anew(run.lines, asked, err))
+    metric = next(iter(asked[0].metrics), None)
+    outcome = _search(goal, metric, swept, _Answers(run, err), len(entries), costs, float(confidence), settings.seed)
     if config_text:
-        (folder / f"{run}.config.gin").write_text(config_text(), encoding="utf-8")
+        (folder / f"{run.name}.config.gin").write_text(config_text(), encoding="utf-8")
     _tell(outcome, goal, metric, confidence, costs, folder, out)
     if outcome.chosen is None:
         raise UserError(_why(outcome, goal, confidence))
@@ -147,24 +128,17 @@ def tune(
 class _Answers:
     """Answers of points to examples: those that are kept, and else decoded and appended to a file."""
 
-    def __init__(
-        self, engines: dict[tuple, Engine], work: Work, path: pathlib.Path, run: str, lines: list, err: Console
-    ):
-        self._engines, self._work, self._path, self._run, self._lines, self._err = engines, work, path, run, lines, err
+    def __init__(self, run: Run, err: Console):
+        self._run, self._err = run, err
 
     def of(self, swept: Sequence[Point], places: Sequence[int]) -> dict[Point, list[dict[str, Any]]]:
         """Returns the lines of each point, in the order of `places`."""
-        whole = self._work
+        run, whole = self._run, self._run.work
         part = Work([whole.entries[at] for at in places], [whole.requests[at] for at in places], whole.tasks)
-        file = records.open_append(str(self._path))
-        try:
-            for line in counting.lines_of(swept, self._engines, part, self._lines, self._err):
-                self._lines.append({"run": self._run, **line})
-                records.append(file, written(self._lines[-1]))
-        finally:
-            file.close()
+        with appending(run) as keep:
+            counting.count(swept, run.engines, part, run.lines, keep, self._err)
         fields = "rule", "rule_id", "lookahead", "lookahead_id", "alpha", "temperature"
-        known = {(*(line[name] for name in fields), line["prompt_id"]): line for line in self._lines}
+        known = {(*(line[name] for name in fields), line["prompt_id"]): line for line in run.lines}
         found = {point: [known[*point[:6], entry["id"]] for entry in part.entries] for point in swept}
         for point, lines in found.items():
             bad = next((line["prompt_id"] for line in lines if line["scores"] is None), None)

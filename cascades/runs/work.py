@@ -1,9 +1,11 @@
 """What is asked of every point of a sweep: prompts of a file or of tasks, engines that answer, and lines of answers."""
 
+import contextlib
 import dataclasses
+import json
 import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +31,8 @@ from cascades.generation.engine import sharing
 from cascades.runs import fingerprint
 from cascades.runs.points import Point, described
 
+FILE = "results.jsonl"
+
 
 class Work(NamedTuple):
     """What is asked of every point.
@@ -42,12 +46,81 @@ class Work(NamedTuple):
     tasks: Sequence[Task]
 
 
-def tasks_of(tasks: Any, score: Any) -> list[Task]:
-    """Returns the tasks of a run, checked; score: of its file of prompts.
+class Run(NamedTuple):
+    """A run that goes on in its folder.
+
+    engines: by `Point.program`. about: what its lines share. name: a digest of that, in every line. folder: of its
+    `results.jsonl`. lines: that it has already, to which others are added.
+    """
+
+    engines: dict[tuple, Engine]
+    work: Work
+    about: dict[str, Any]
+    name: str
+    folder: pathlib.Path
+    lines: list[dict[str, Any]]
+
+
+def begin(
+    pair: PairSpec,
+    loaded: LoadedPair,
+    swept: Sequence[Point],
+    settings: Settings,
+    prompts: PromptSpec,
+    asked: tuple[Sequence[Task], list[dict[str, Any]]],
+    folder: pathlib.Path,
+    kind: str,
+    err: Console,
+) -> Run:
+    """Builds the engines of all points, and reads what the folder holds of a run with the same settings.
+
+    Args:
+      loaded: of `pair`. asked: of `asked_of`. kind: runs of another do not mix.
+    """
+    tasks, entries = asked
+    engines = _engines(swept, loaded)
+    work = Work(entries, _requests_for(engines, entries, tasks, prompts, settings), tasks)
+    about = _about(pair, settings, prompts, work, kind)
+    name = fingerprint.digest(about)
+    (folder / f"{name}.settings.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return Run(engines, work, about, name, folder, _kept(folder / FILE, name, entries, err))
+
+
+@contextlib.contextmanager
+def appending(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yields a function that adds a line to those of a run and to its file."""
+    file = records.open_append(str(run.folder / FILE))
+
+    def keep(line: dict[str, Any]) -> None:
+        run.lines.append({"run": run.name, **line})
+        records.append(file, _written(run.lines[-1]))
+
+    try:
+        yield keep
+    finally:
+        file.close()
+
+
+def asked_of(tasks: Any, score: Any, path: str) -> tuple[list[Task], list[dict[str, Any]]]:
+    """Returns the tasks of a run, checked, and their entries, see `Work`; without tasks, those of a file of prompts.
+
+    Args:
+      score: of answers to the file. path: of it.
 
     Raises:
-      UserError: they are no tasks, two have one name, or there is a score beside them.
+      UserError: they are no tasks, two have one name, or there is a score beside them; prompts cannot be read.
     """
+    tasks = _tasks(tasks, score)
+    if not tasks:
+        return [file_task(score)], read_prompts(path)
+    return tasks, [
+        {"prompt": example.prompt, "id": f"{task.name}/{example.id}", "task": task.name, "record": example.record}
+        for task in tasks
+        for example in task.examples()
+    ]
+
+
+def _tasks(tasks: Any, score: Any) -> list[Task]:
     if not isinstance(tasks, list | tuple) or isinstance(tasks, Task):
         raise UserError(f"TASKS must be a list as in [@gsm8k()], not {tasks!r}")
     for task in tasks:
@@ -59,15 +132,6 @@ def tasks_of(tasks: Any, score: Any) -> list[Task]:
     if tasks and score is not None:
         raise UserError("SCORE is for the answers to INPUT, and TASKS have metrics of their own: leave SCORE None")
     return list(tasks)
-
-
-def entries_of(tasks: Sequence[Task]) -> list[dict[str, Any]]:
-    """Reads the examples of all tasks, see `Work`."""
-    return [
-        {"prompt": example.prompt, "id": f"{task.name}/{example.id}", "task": task.name, "record": example.record}
-        for task in tasks
-        for example in task.examples()
-    ]
 
 
 def of_task(entries: Sequence[dict[str, Any]], task: Task) -> list[dict[str, Any]]:
@@ -108,7 +172,7 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
     return list({entry["prompt"]: entry for entry in entries}.values())
 
 
-def engines_of(swept: Sequence[Point], pair: LoadedPair) -> dict[tuple, Engine]:
+def _engines(swept: Sequence[Point], pair: LoadedPair) -> dict[tuple, Engine]:
     """Returns an engine for each program that the points need, by `Point.program`."""
     engines: dict[tuple, Engine] = {}
     for point in swept:
@@ -125,23 +189,24 @@ def requests_of(engines: Iterable[Engine], texts: list[str], prompts: PromptSpec
     return [each._replace(max_new_tokens=min(settings.max_new_tokens, room - len(each.ids))) for each in asked]
 
 
-def requests_for(
+def _requests_for(
     engines: dict[tuple, Engine], entries: list[dict], tasks: Sequence[Task], prompts: PromptSpec, settings: Settings
 ) -> list[Query]:
     """As `requests_of`; a task says itself how it is asked, and where its answers end."""
-    if not tasks:
-        return requests_of(engines.values(), [entry["prompt"] for entry in entries], prompts, settings)
     requests = []
     for task in tasks:
         texts = [entry["prompt"] for entry in of_task(entries, task)]
+        if not task.name:
+            requests += requests_of(engines.values(), texts, prompts, settings)
+            continue
         asked = dataclasses.replace(settings, max_new_tokens=task.max_new_tokens)
         each = requests_of(engines.values(), texts, dataclasses.replace(prompts, raw_prompt=task.raw_prompt), asked)
         requests += [request._replace(stop=(*settings.stop, *task.stop)) for request in each]
     return requests
 
 
-def line(point: Point, entry: dict[str, Any], result: Result, scores: dict | None) -> dict[str, Any]:
-    """Returns what is kept of an answer. scores: of `counts.scores`; None where there are none."""
+def line(point: Point, entry: dict[str, Any], result: Result) -> dict[str, Any]:
+    """Returns what is kept of an answer, before it is scored."""
     origins = {name: result.origins.count(name) for name in dict.fromkeys(result.origins)}
     return {
         "task": entry["task"],
@@ -150,14 +215,14 @@ def line(point: Point, entry: dict[str, Any], result: Result, scores: dict | Non
         "prompt_hash": fingerprint.digest(entry["prompt"]),
         "input": entry["record"],
         "text": result.text,
-        "scores": scores,
+        "scores": None,
         "finish_reason": result.finish_reason,
         "origins": origins,
         "stats": result.stats,
     }
 
 
-def about_of(pair: PairSpec, settings: Settings, prompts: PromptSpec, work: Work, kind: str) -> dict[str, Any]:
+def _about(pair: PairSpec, settings: Settings, prompts: PromptSpec, work: Work, kind: str) -> dict[str, Any]:
     """Returns all that lines of one run share: results of another are not compared with them."""
     about = {
         "kind": kind,
@@ -178,7 +243,7 @@ def about_of(pair: PairSpec, settings: Settings, prompts: PromptSpec, work: Work
     return {name: value for name, value in about.items() if name not in of_points}
 
 
-def kept(path: pathlib.Path, run: str, entries: Sequence[dict[str, Any]], err: Console) -> list[dict[str, Any]]:
+def _kept(path: pathlib.Path, run: str, entries: Sequence[dict[str, Any]], err: Console) -> list[dict[str, Any]]:
     """Returns the lines of a file that are of this run and of its prompts, and tells how many others there are."""
     asked = {entry["id"]: fingerprint.digest(entry["prompt"]) for entry in entries}
     before = [_loaded(each) for each in records.load(str(path))]
@@ -189,12 +254,12 @@ def kept(path: pathlib.Path, run: str, entries: Sequence[dict[str, Any]], err: C
     return lines
 
 
-def written(line: dict[str, Any]) -> dict[str, Any]:
+def _written(line: dict[str, Any]) -> dict[str, Any]:
     """A line as it is written: JSON has no word for an infinite threshold, so a text is it."""
     alpha = line["alpha"]
     return {**line, "alpha": str(alpha)} if alpha is not None and math.isinf(alpha) else line
 
 
 def _loaded(line: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `written`."""
+    """The inverse of `_written`."""
     return {**line, "alpha": float(line["alpha"])} if line.get("alpha") in ("inf", "-inf") else line

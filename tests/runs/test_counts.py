@@ -15,7 +15,6 @@ from cascades import rules
 from cascades.errors import UserError
 from cascades.evaluation.tasks import multi30k
 from cascades.evaluation.tasks.contract import Example, Metric, Task
-from cascades.generation import load_pair
 from cascades.lookahead import fixed, verifier_guided
 from cascades.runs import count_report
 from cascades.runs import sweep as module
@@ -40,25 +39,10 @@ def task(name="words", metrics=None, count=5, prefix="", **new):
     return Task(name, "A test.", lambda: examples, (own,) if metrics is None else metrics, **fields)
 
 
-@pytest.fixture(scope="module")
-def tiny_pair(tiny_files):
-    return load_pair(tiny.specs(verifier=tiny_files.verifier, drafter=tiny_files.drafter)["pair"])
-
-
 @pytest.fixture
-def run(tiny_pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "load_pair", lambda *args, **kwargs: tiny_pair)
-    monkeypatch.setattr(module, "compilation_cache", lambda: None)
-
-    def swept(**knobs):
-        common = {"verifier": "large", "drafter": "small", "k_max": 3, "batch_size": 4, "rule": rules.chow}
-        own = {"rules": RULES, "lookahead": fixed(3), "tasks": [task()], "clock": False, "input": "", **knobs}
-        given = {
-            name: own.pop(name) for name in ("rules", "lookahead", "tasks", "baselines", "temperatures") if name in own
-        }
-        return sweep(**given, **tiny.specs(**common | {"output_dir": str(tmp_path / "out")} | own))
-
-    return swept
+def run(launched):
+    common = {"rules": RULES, "lookahead": fixed(3), "k_max": 3, "batch_size": 4, "tasks": [task()], "clock": False}
+    return lambda **knobs: launched(sweep, **common | knobs)
 
 
 def lines(folder):

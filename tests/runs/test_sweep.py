@@ -13,7 +13,7 @@ import tiny
 
 from cascades import config, rules
 from cascades.errors import UserError
-from cascades.generation import Result, Settings, Shapes, load_pair
+from cascades.generation import Result, Settings, Shapes
 from cascades.lookahead import fixed, verifier_guided
 from cascades.runs import sweep as module
 from cascades.runs import timing
@@ -24,33 +24,11 @@ PROMPTS = ({"prompt": "the quick", "answer": "x"}, {"prompt": "a small model"}, 
 RULES = (rules.lossless, (rules.token_v3, (0.0, 0.5)))
 
 
-@pytest.fixture(scope="module")
-def tiny_pair(tiny_files):
-    return load_pair(tiny.specs(verifier=tiny_files.verifier, drafter=tiny_files.drafter)["pair"])
-
-
 @pytest.fixture
-def run(tiny_pair, tmp_path, monkeypatch):
-    """Returns a function that sweeps on the tiny pair into `tmp_path / "out"`."""
-    monkeypatch.setattr(module, "load_pair", lambda *args, **kwargs: tiny_pair)
-    monkeypatch.setattr(module, "compilation_cache", lambda: None)
+def run(launched, tmp_path):
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(line) for line in PROMPTS))
-    common = {
-        "verifier": "large",
-        "drafter": "small",
-        "input": str(tmp_path / "prompts.jsonl"),
-        "output_dir": str(tmp_path / "out"),
-        "repeats": 2,
-        "k_max": 2,
-        "max_new_tokens": 8,
-    }
-
-    def swept(**knobs):
-        lookahead = knobs.pop("lookahead", fixed(2))
-        swept_rules = knobs.pop("rules", RULES)  # not those of `Settings`
-        return sweep(rules=swept_rules, lookahead=lookahead, **tiny.specs(**{"rule": rules.chow, **common, **knobs}))
-
-    return swept
+    common = {"rules": RULES, "input": str(tmp_path / "prompts.jsonl"), "repeats": 2, "max_new_tokens": 8}
+    return lambda **knobs: launched(sweep, **common | knobs)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-import tiny
 
 from cascades import config, rules
 from cascades.errors import UserError
@@ -13,8 +12,6 @@ from cascades.evaluation import tuning
 from cascades.evaluation.latency import PassCosts
 from cascades.evaluation.tasks.contract import Example, Metric, Task
 from cascades.evaluation.tuning import Goal
-from cascades.generation import load_pair
-from cascades.lookahead import fixed
 from cascades.runs import decode as decoding
 from cascades.runs import tune as module
 from cascades.runs.tune import tune
@@ -110,31 +107,17 @@ def test_parts_do_not_overlap_and_stages_double():
 WORDS = [f"{first} {second}" for first in ("the quick", "a small", "12 +", "one") for second in "abcdefghij"]
 
 
-@pytest.fixture(scope="module")
-def tiny_pair(tiny_files):
-    return load_pair(tiny.specs(verifier=tiny_files.verifier, drafter=tiny_files.drafter)["pair"])
-
-
 @pytest.fixture
-def run(tiny_pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "load_pair", lambda *args, **kwargs: tiny_pair)
-    monkeypatch.setattr(module, "compilation_cache", lambda: None)
+def run(launched):
     examples = [Example(str(at), word, {"word": word}) for at, word in enumerate(WORDS)]
 
     def letters(record, text):
         return float(len(text)), 1.0
 
     own = Metric("letters", "Of an answer.", letters, lambda sums: sums[0] / sums[1])
-    asked = Task("words", "A test.", lambda: examples, (own,), (), 8, True)
-
-    def tuned(**knobs):
-        common = {"verifier": "large", "drafter": "small", "k_max": 2, "batch_size": 8, "rule": rules.chow, "input": ""}
-        given = {"rules": [rules.lossless, (rules.token_v3, (0.3, 1.0))], "lookahead": fixed(2), "tasks": [asked]}
-        own = common | {"output_dir": str(tmp_path / "out"), "latency_costs": (0.0, (1.0, 1.0, 1.0))} | knobs
-        given |= {name: own.pop(name) for name in ("rules", "lookahead", "tasks") if name in own}
-        return tune(**given, **tiny.specs(**own))
-
-    return tuned
+    common = {"rules": [rules.lossless, (rules.token_v3, (0.3, 1.0))], "latency_costs": (0.0, (1.0, 1.0, 1.0))}
+    common |= {"batch_size": 8, "tasks": [Task("words", "A test.", lambda: examples, (own,), (), 8, True)]}
+    return lambda **knobs: launched(tune, **common | knobs)
 
 
 def test_a_setting_is_found_certified_written_and_decodes(run, tmp_path, tiny_files, capsys):

@@ -29,8 +29,8 @@ class Metric(NamedTuple):
 
     name: the field's own. definition: one sentence, with where it is published or the package's signature.
     statistics: of a record and the text of its answer, as it was generated up to a stop and with the blanks around it,
-    numbers that are added over answers, as many for every answer. value: from those sums, shape [statistics], to the
-    score; nan where it is not defined. highest: of its scale.
+    numbers that are added over answers, as many for every answer; several threads may call it at once. value: from
+    those sums, shape [statistics], to the score; nan where it is not defined. highest: of its scale.
     """
 
     name: str

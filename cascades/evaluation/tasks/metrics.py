@@ -131,7 +131,7 @@ def _rouge_scorer() -> Any:
     return rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
 
 
-@functools.lru_cache(maxsize=1)  # the three metrics of a task ask for the same answer in turn
+@functools.lru_cache(maxsize=16)  # the three metrics of a task ask for the same answer in turn, in a few threads
 def _rouge(reference: str, text: str) -> Any:
     return _rouge_scorer().score(reference, text)
 
