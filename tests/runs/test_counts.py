@@ -91,6 +91,8 @@ def test_points_and_baselines_are_counted_beside_the_verifier_at_each_temperatur
     table = list(csv.DictReader((out / "counts.csv").read_text().splitlines()))
     assert len(table) == len(rows) and float(table[0]["share of e"]) == alone.metrics["share of e"].value
     page = (out / "counts.html").read_text()
+    assert "Green: no other row is better in both share of e and time on a slice" in page
+    assert page.count('<td class="best"><div') >= 2 and "<small>" in page  # rows of both temperatures' fronts
     assert "nothing was timed" in page and "a slice" in page and page.count("<figure>") == 2 * 3 * len(names)
     assert "words at temperature 1, 5 examples" in capsys.readouterr().out
 
