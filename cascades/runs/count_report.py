@@ -3,6 +3,7 @@
 import base64
 import csv
 import html
+import itertools
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -21,14 +22,13 @@ from cascades.runs import html_page, report, terminal
 from cascades.runs.display import LOOKS, mark
 from cascades.runs.terminal import MEANINGS
 
-_FIGURES = {
-    "block_efficiency": ("tok/call", "{:.2f}", "tokens per verifier call"),
-    "acceptance": ("acc", "{:.0%}", "accepted of drafted tokens"),
+_OWN = {
     "rejection": ("rej", "{:.0%}", "rejected per decided draft position"),
-    "deferral": ("defer", "{:.0%}", "the rule's share for the verifier, per decided draft position"),
     "length": ("len", "{:.2f}", "tokens of all answers, relative to the verifier's alone"),
-    "log_p": ("log p", "{:.3f}", "the verifier's log-probability of a token, mean, in nats, at temperature 1"),
 }
+_SHOWN = "block_efficiency", "acceptance", "rejection", "deferral", "length", "log_p"
+_FIGURES = {name: (report.COLUMNS | _OWN)[name] for name in _SHOWN}
+_MARK = ' class="best"'
 
 
 class Axis(NamedTuple):
@@ -189,23 +189,44 @@ def _known(figure: Figure) -> bool:
 
 
 def _head(rows: Sequence[CountRow]) -> list[str]:
-    metrics, times = list(rows[0].metrics), list(rows[0].times)
-    columns = ["rule", *(["lookahead"] if len({row.lookahead for row in rows if row.lookahead}) > 1 else []), "alpha"]
-    return [*columns, *metrics, *(f"time, {name}" for name in times), *(title for title, _, _ in _FIGURES.values())]
+    times = (f"time, {name}" for name in rows[0].times)
+    return _headings("rule", *rows[0].metrics, *times, *(title for title, _, _ in _FIGURES.values()))
 
 
-def _cells(row: CountRow, rows: Sequence[CountRow]) -> list[str]:
-    """With the interval of each figure."""
+def _headings(*titles: str) -> list[str]:
+    return [f"<th>{html.escape(title.replace('->', '→'))}</th>" for title in titles]  # which no line is broken within
 
-    def told(figure: Figure, form: str) -> str:
-        inside = f" ({form.format(figure.low)} – {form.format(figure.high)})" if math.isfinite(figure.low) else ""
-        return _told(figure, form) + inside
 
-    several = len({each.lookahead for each in rows if each.lookahead}) > 1
-    cells = [_name(row), *([row.lookahead or "–"] if several else []), _alpha(row)]
-    cells += [told(figure, "{:.3g}") for figure in row.metrics.values()]
-    cells += [told(figure, "{:.2f}x") for figure in row.times.values()]
-    return cells + [told(getattr(row, name), form) for name, (_, form, _) in _FIGURES.items()]
+def _several(rows: Sequence[CountRow]) -> bool:
+    """Whether they compare draft-length controllers."""
+    return len({row.lookahead for row in rows if row.lookahead}) > 1
+
+
+def _cells(row: CountRow, several: bool, best: bool) -> str:
+    """The cells of a row: its name and threshold, which stay where the rest scrolls, and figures with intervals.
+
+    several: whether there are several controllers. best: whether the row is on the front.
+    """
+    told = [("{:#.3g}", figure) for figure in row.metrics.values()]
+    told += [("{:.2f}", figure) for figure in row.times.values()]
+    told += [(form, getattr(row, name)) for name, (_, form, _) in _FIGURES.items()]
+    lookahead = f"<small>{html.escape(row.lookahead)}</small>" if several else ""
+    alpha = "" if row.alpha is None else _minus(_alpha(row))
+    name = f"{html.escape(_name(row))} <span>{alpha}</span>"
+    return f'<td{_MARK * best}><div class="point">{name}</div>{lookahead}</td>' + "".join(
+        f"<td>{_interval(figure, form)}</td>" for form, figure in told
+    )
+
+
+def _interval(figure: Figure, form: str) -> str:
+    """A figure with its interval beneath, where it has one and that has a width."""
+    value, low, high = (form.format(each).rstrip(".") for each in figure)
+    ends = f"<small>{low} – {high}</small>" if math.isfinite(figure.low) and low != high else ""
+    return _minus(value + ends) if _known(figure) else "–"
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "−")
 
 
 def _name(row: CountRow) -> str:
@@ -224,7 +245,7 @@ def table(rows: Sequence[CountRow], task: Task) -> Table:
     """Returns the table for a terminal, 80 columns wide: the first metric with its interval, and the first time."""
     title, quality = _quality(task)
     time = next(iter(rows[0].times), None)
-    several = len({row.lookahead for row in rows if row.lookahead}) > 1
+    several = _several(rows)
     columns: dict[str, Callable[[CountRow], str]] = {"rule": lambda row: _name(row)}
     if several:
         columns["lookahead"] = lambda row: row.lookahead or "–"
@@ -254,46 +275,58 @@ def table(rows: Sequence[CountRow], task: Task) -> Table:
 
 
 def _section(heading: str, rows: Sequence[CountRow], task: Task, image: bytes) -> str:
-    head = [f"<th>{html.escape(name)}</th>" for name in _head(rows)]
-    body = ["".join(f"<td>{html.escape(each)}</td>" for each in _cells(row, rows)) for row in rows]
+    axis, (name, quality) = axes_of(rows)[0], _quality(task)
+    best, several = front(rows, quality, axis.cost), _several(rows)
+    groups = [
+        [_cells(row, several, row in best) for row in of_rule]
+        for _, of_rule in itertools.groupby(rows, key=lambda row: row.rule)
+    ]
     picture = f"data:image/png;base64,{base64.b64encode(image).decode()}"
     return (
         f"<h2>{html.escape(heading)}</h2>\n<p>{html.escape(task.source)}</p>\n"
         f'<img alt="{html.escape(heading)}: quality against cost, by rule" src="{picture}">\n'
-        f"{html_page.table(head, body)}\n{matched_table(rows, task)}"
+        f"{html_page.table(_head(rows), *groups)}\n"
+        f"<p>Green: no other row is better in both {html.escape(name)} and {html.escape(axis.title)}.</p>\n"
+        f"{matched_table(rows, task)}"
     )
 
 
 def matched_table(rows: Sequence[CountRow], task: Task) -> str:
     """Returns what each rule is worth at the verifier's quality, and at lossless decoding's pace, as HTML.
 
-    Nothing where there is no metric. Costs are the first of `axes_of`.
+    The best of each is in bold. Nothing where there is no metric. Costs are the first of `axes_of`.
     """
     if not task.metrics:
         return ""
-    axis, name = axes_of(rows)[0], task.metrics[0].name
+    axis, (name, quality) = axes_of(rows)[0], _quality(task)
     lines = matched(rows, name, axis.cost)
     if not lines:
         return ""
+    cheapest = min((axis.cost(line.quality).value for line in lines if line.quality), default=None)
+    highest = max((quality(line.pace).value for line in lines if line.pace), default=None)
 
-    def cell(row: CountRow | None, figure: Callable[[CountRow], Figure]) -> str:
+    def cells(row: CountRow | None, best: bool, *figures: tuple[Callable[[CountRow], Figure], str]) -> str:
         if row is None:
-            return "<td>–</td>"
-        told, alpha = figure(row), "" if row.alpha is None else f" at {row.alpha:g}"
-        return f"<td>{told.value:.3g} ({told.low:.3g} – {told.high:.3g}){alpha}</td>"
+            return "<td>–</td>" * 3
+        first, second = (_interval(figure(row), form) for figure, form in figures)
+        return f"<td>{_minus(_alpha(row))}</td><td{_MARK * best}>{first}</td><td>{second}</td>"
 
-    body = [
-        f"<td>{html.escape(line.rule)} {html.escape(line.lookahead)}</td>"
-        + cell(line.quality, axis.figure)
-        + cell(line.quality, lambda row: row.metrics[name])
-        + cell(line.pace, lambda row: row.metrics[name])
-        + cell(line.pace, axis.figure)
-        for line in lines
-    ]
-    titles = "rule", f"best: {axis.title}", f"its {name}", f"best {name} at lossless decoding's pace", "its cost"
-    head = [f"<th>{html.escape(each)}</th>" for each in titles]
-    heading = f"At the verifier's {html.escape(name)}, and at lossless decoding's pace"
-    return f"<h3>{heading}</h3>\n{html_page.table(head, body)}"
+    cost, score = (axis.figure, "{:.2f}"), (quality, "{:#.3g}")
+    body = []
+    for line in lines:
+        first = line.quality is not None and axis.cost(line.quality).value == cheapest
+        second = line.pace is not None and quality(line.pace).value == highest
+        lookahead = f"<small>{html.escape(line.lookahead)}</small>" if _several(rows) else ""
+        told = f"<td>{html.escape(line.rule)}{lookahead}</td>"
+        body.append(told + cells(line.quality, first, cost, score) + cells(line.pace, second, score, cost))
+    above = [f"The cheapest at the verifier's {name}", f"The best {name} at lossless decoding's pace"]
+    what = next((f"time, {machine}" for machine in rows[0].times), _FIGURES["block_efficiency"][0])
+    drawn = html_page.table(
+        _headings("rule", "alpha", what, name, "alpha", name, what),
+        body,
+        above=["<th></th>", *(f'<th colspan="3">{html.escape(each)}</th>' for each in above)],
+    )
+    return f"<h3>At the verifier's {html.escape(name)}, and at lossless decoding's pace</h3>\n{drawn}"
 
 
 def _answers(lines: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> str:

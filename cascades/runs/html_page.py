@@ -14,12 +14,16 @@ def page(title: str, paragraphs: Sequence[str], body: str) -> str:
     return _PAGE.format(title=html.escape(title), paragraphs=told, body=body)
 
 
-def table(head: Sequence[str], rows: Sequence[str]) -> str:
-    """Returns a table that scrolls where it is wider than the page; `head` and `rows` are HTML of cells."""
-    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return (
-        f'<div class="wide"><table>\n<thead><tr>{"".join(head)}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
-    )
+def table(head: Sequence[str], *groups: Sequence[str], above: Sequence[str] = ()) -> str:
+    """Returns a table that scrolls where it is wider than the page, but for its first column.
+
+    Args:
+      head: HTML of cells. groups: of rows, HTML of the cells of each; a line stands between groups. above: a second
+        line of headings, above the other.
+    """
+    heads = "".join(f"<tr>{''.join(each)}</tr>\n" for each in (above, head) if each)
+    bodies = "".join("<tbody>\n" + "".join(f"<tr>{row}</tr>\n" for row in rows) + "</tbody>\n" for rows in groups)
+    return f'<div class="wide"><table>\n<thead>\n{heads}</thead>\n{bodies}</table></div>'
 
 
 _PAGE = """<!doctype html>
@@ -29,15 +33,29 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #1f2328; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 82rem; margin: 2rem auto; padding: 0 1rem; color: #1f2328;
+  background: #fff; }}
+p, dl {{ max-width: 50rem; }}
 img {{ max-width: 100%; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: right; padding: 0.25rem 0.7rem; border-bottom: 1px solid #d1d9e0; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; }}
-dl {{ display: grid; grid-template-columns: max-content auto; gap: 0.2rem 1rem; font-size: 0.9rem; }}
+.wide {{ overflow-x: auto; margin: 1rem 0; }}
+table {{ border-collapse: separate; border-spacing: 0; font-size: 0.9rem; line-height: 1.3;
+  font-variant-numeric: tabular-nums; }}
+th, td {{ text-align: right; padding: 0.3rem 0.6rem; border-bottom: 1px solid #eaeef2; white-space: nowrap;
+  background: #fff; }}
+th {{ white-space: normal; vertical-align: bottom; max-width: 9rem; }}
+thead tr:last-child > *, tbody tr:last-child > * {{ border-bottom-color: #afb8c1; }}
+th[colspan] {{ text-align: center; border-bottom-color: #afb8c1; max-width: none; }}
+th:first-child, td:first-child {{ text-align: left; position: sticky; left: 0; z-index: 1; padding-left: 0.7rem;
+  border-right: 1px solid #eaeef2; }}
+td small {{ display: block; color: #59636e; font-size: 0.78rem; }}
+.point {{ display: flex; justify-content: space-between; gap: 1rem; }}
+tr:has(> .best:first-child) > td {{ background: #eefbf1; }}
+.best {{ font-weight: 600; }}
+.best small {{ font-weight: normal; }}
+.best:first-child {{ box-shadow: inset 0.25rem 0 #2da44e; }}
+dl {{ display: grid; grid-template-columns: fit-content(16rem) 1fr; gap: 0.2rem 1rem; font-size: 0.9rem; }}
 dt {{ font-weight: 600; }}
-dd {{ margin: 0; }}
+dd {{ margin: 0; overflow-wrap: anywhere; }}
 .answers {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 0.5rem 1.5rem; }}
 .answers figure {{ margin: 0; }}
 .answers figcaption {{ font-weight: 600; }}

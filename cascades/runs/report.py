@@ -16,8 +16,8 @@ from cascades.errors import UserError
 from cascades.evaluation.summary import VERIFIER, Row
 from cascades.runs import html_page
 
-# Title of a column, its form, and what it means.
-_COLUMNS = {
+# Title of a column, its form, and what it means; shared with `count_report`, which has columns of its own too.
+COLUMNS = {
     "rule": ("rule", "{}", "what keeps or defers a token; the verifier alone decodes without a drafter"),
     "lookahead": ("lookahead", "{}", "what chooses how many tokens are drafted next"),
     "alpha": ("alpha", "{:g}", "the rule's threshold"),
@@ -45,7 +45,7 @@ def cells(row: Row) -> dict[str, str]:
         row = row._replace(rule="verifier")
     return {
         name: "–" if (value := getattr(row, name)) is None else form.format(value)
-        for name, (_, form, _) in _COLUMNS.items()
+        for name, (_, form, _) in COLUMNS.items()
     }
 
 
@@ -55,7 +55,7 @@ def columns(rows: Sequence[Row]) -> list[str]:
         "score": all(row.score is None for row in rows),
         "lookahead": len({row.lookahead for row in rows if row.lookahead}) < 2,
     }
-    return [name for name in _COLUMNS if not empty.get(name)]
+    return [name for name in COLUMNS if not empty.get(name)]
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -68,7 +68,7 @@ def table(rows: Sequence[Row]) -> Table:
     drawn = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in shown:
         left = name in ("rule", "lookahead")
-        drawn.add_column(_COLUMNS[name][0], justify="left" if left else "right", no_wrap=True)
+        drawn.add_column(COLUMNS[name][0], justify="left" if left else "right", no_wrap=True)
     for before, row in zip([None, *rows], rows, strict=False):
         if before is not None and before.rule != row.rule:
             drawn.add_section()
@@ -204,9 +204,9 @@ def page(rows: Sequence[Row], image: bytes, title: str, notes: Sequence[str]) ->
       rows: of the table. image: the plot as a PNG. notes: paragraphs of plain text under the title.
     """
     shown = columns(rows)
-    head = [f'<th title="{html.escape(_COLUMNS[name][2])}">{_COLUMNS[name][0]}</th>' for name in shown]
+    head = [f'<th title="{html.escape(COLUMNS[name][2])}">{COLUMNS[name][0]}</th>' for name in shown]
     body = ["".join(f"<td>{html.escape(cells(row)[name])}</td>" for name in shown) for row in rows]
-    meanings = "".join(f"<dt>{_COLUMNS[name][0]}</dt><dd>{html.escape(_COLUMNS[name][2])}</dd>" for name in shown)
+    meanings = "".join(f"<dt>{COLUMNS[name][0]}</dt><dd>{html.escape(COLUMNS[name][2])}</dd>" for name in shown)
     picture = f"data:image/png;base64,{base64.b64encode(image).decode()}"
     return html_page.page(
         title,

@@ -95,6 +95,8 @@ def test_points_and_baselines_are_counted_beside_the_verifier_at_each_temperatur
     assert [each.get_xlabel() for each in count_report.plot(rows, task(), first).axes] == [axis.title for axis in first]
     page = (out / "counts.html").read_text()
     assert count_report.matched_table(rows[: len(names)], task()) in page
+    assert "Green: no other row is better in both share of e and time on a slice" in page
+    assert page.count('<td class="best"><div') >= 2 and "<small>" in page  # rows of both temperatures' fronts
     assert "nothing was timed" in page and "a slice" in page and page.count("<figure>") == 2 * 3 * len(names)
     assert "words at temperature 1, 5 examples" in capsys.readouterr().out
 
