@@ -87,7 +87,6 @@ def _summaries(
     usual: str,
     stop: tuple[str, ...],
 ) -> Task:
-    choice.check(data.factory)
     report, reference = data.fields
     place = f"{{{report}}}"
     if template is not None and (not isinstance(template, str) or place not in template):
@@ -99,11 +98,7 @@ def _summaries(
     return Task(
         name=name,
         source=f"{whose}{own}; {_ROUGE}, times 100.",
-        examples=lambda: reading.examples(
-            data, choice, reading.Layout(lambda record: f"{before}{record[report]}{after}")
-        ),
         metrics=tuple(metrics.rouge(kind, reference) for kind in ("2", "1", "L")),
         stop=stop,
-        max_new_tokens=choice.max_new_tokens,
-        raw_prompt=not choice.chat,
+        **reading.asked(data, choice, reading.Layout(lambda record: f"{before}{record[report]}{after}")),
     )
