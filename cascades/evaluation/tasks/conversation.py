@@ -26,7 +26,6 @@ def spec_bench(
       UserError: a knob is not what it should be.
     """
     choice = reading.Choice(path, limit, max_new_tokens, chat)
-    choice.check("spec_bench")
     if category is not None and (not isinstance(category, str) or not category):
         raise UserError(f"spec_bench.category must be the name of one, in quotes, or None, not {category!r}")
     data = reading.Data("spec_bench", _FIELDS, None, id="question_id")
@@ -45,9 +44,7 @@ def spec_bench(
             "Requests of Spec-Bench (github.com/hemingkx/Spec-Bench), the first turn of each alone, where its own runs "
             "go on to the second of the conversations among them."
         ),
-        examples=examples,
         metrics=(),
         stop=(),
-        max_new_tokens=max_new_tokens,
-        raw_prompt=not chat,
-    )
+        **reading.asked(data, choice, layout),
+    )._replace(examples=examples)

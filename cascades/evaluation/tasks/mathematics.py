@@ -36,7 +36,6 @@ def gsm8k(
       UserError: a knob is not what it should be.
     """
     choice = reading.Choice(path, limit, max_new_tokens, chat, shots, shots_path)
-    choice.check("gsm8k")
     rows = hub.kept("question", "answer")
     data = reading.Data(
         "gsm8k",
@@ -57,11 +56,9 @@ def gsm8k(
             "headline where examples show the form of an answer, flexible match where none do (the harness has "
             "gsm8k_cot_zeroshot for that, with another prompt)."
         ),
-        examples=lambda: reading.examples(data, choice, layout),
         metrics=(strict, flexible) if shots else (flexible, strict),
         stop=("Question:", "</s>", "<|im_end|>"),
-        max_new_tokens=max_new_tokens,
-        raw_prompt=not chat,
+        **reading.asked(data, choice, layout),
     )
 
 

@@ -28,16 +28,13 @@ def humaneval(
       UserError: a knob is not what it should be.
     """
     choice = reading.Choice(path, limit, max_new_tokens, chat)
-    choice.check("humaneval")
     data, layout = _humaneval("humaneval"), reading.Layout(lambda record: record["prompt"])
     return Task(
         name="humaneval",
         source=f"Prompt, stops and metric of task humaneval, version 1, in {HARNESS}.",
-        examples=lambda: reading.examples(data, choice, layout),
         metrics=(_pass("the prompt and its completion", _completed),),
         stop=("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
-        max_new_tokens=max_new_tokens,
-        raw_prompt=not chat,
+        **reading.asked(data, choice, layout),
     )
 
 
@@ -53,7 +50,6 @@ def humaneval_instruct(
       UserError: a knob is not what it should be.
     """
     choice = reading.Choice(path, limit, max_new_tokens, chat)
-    choice.check("humaneval_instruct")
     data = _humaneval("humaneval_instruct")
     layout = reading.Layout(
         lambda record: (
@@ -72,11 +68,9 @@ def humaneval_instruct(
             "with the head of the function and ends it at the stops of humaneval, where we let the model begin, stop "
             "nowhere and take the code block that defines the function, or else the first, behind the prompt."
         ),
-        examples=lambda: reading.examples(data, choice, layout),
         metrics=(_pass("the prompt and the answer's code block", program),),
         stop=(),
-        max_new_tokens=max_new_tokens,
-        raw_prompt=not chat,
+        **reading.asked(data, choice, layout),
     )
 
 
@@ -101,7 +95,6 @@ def mbpp(
       UserError: a knob is not what it should be.
     """
     choice = reading.Choice(path, limit, max_new_tokens, chat, shots, shots_path)
-    choice.check("mbpp")
     layout = reading.Layout(
         lambda record: (
             f"You are an expert Python programmer, and here is your task: {_wanted(record)} Your code should pass "
@@ -115,12 +108,10 @@ def mbpp(
             f"Prompt, examples (tasks 2, 3 and 4), stop and metric of task mbpp, version 1, in {HARNESS}; all tests of "
             "a line are run, behind its imports, where the harness runs the three of the prompt and no imports."
         ),
-        # The harness shows tasks 2, 3 and 4 of the full version, which in either version are the first after task 1.
-        examples=lambda: reading.examples(_mbpp("mbpp"), choice, layout, lambda record: record.get("task_id") != 1),
         metrics=(_pass("the answer", _tested),),
         stop=("[DONE]",),
-        max_new_tokens=max_new_tokens,
-        raw_prompt=not chat,
+        # The harness shows tasks 2, 3 and 4 of the full version, which in either version are the first after task 1.
+        **reading.asked(_mbpp("mbpp"), choice, layout, lambda record: record.get("task_id") != 1),
     )
 
 
@@ -136,7 +127,6 @@ def mbpp_instruct(
       UserError: a knob is not what it should be.
     """
     choice = reading.Choice(path, limit, max_new_tokens, chat)
-    choice.check("mbpp_instruct")
     layout = reading.Layout(
         lambda record: (
             f"You are an expert Python programmer, and here is your task:\n{_wanted(record)}\n"
@@ -149,11 +139,9 @@ def mbpp_instruct(
             f"Prompt and metric of task mbpp_instruct, version 1, in {HARNESS}, which shows three examples and begins "
             "the model's own turn with a code block, where we do neither, and take an answer without a block whole."
         ),
-        examples=lambda: reading.examples(_mbpp("mbpp_instruct"), choice, layout),
         metrics=(_pass("the answer's first code block", lambda record, text: _tested(record, _block(text))),),
         stop=(),
-        max_new_tokens=max_new_tokens,
-        raw_prompt=not chat,
+        **reading.asked(_mbpp("mbpp_instruct"), choice, layout),
     )
 
 

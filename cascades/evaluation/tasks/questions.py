@@ -34,7 +34,6 @@ def squad_v2(
       UserError: a knob is not what it should be.
     """
     choice = reading.Choice(path, limit, max_new_tokens, chat, shots, shots_path)
-    choice.check("squad_v2")
     fields = dict.fromkeys(("title", "context", "question"), reading.TEXT) | {"answers": reading.SOME_TEXTS}
     asked, shown = (hub.Source("rajpurkar/squad_v2", None, split, hub.squad) for split in ("validation", "train"))
     data = reading.Data("squad_v2", fields, asked, shown)
@@ -60,7 +59,6 @@ def squad_v2(
             'if it is empty, and here also if it is "unanswerable", as the prompt\'s examples say it; its metrics that '
             "need the probability of that word are left out."
         ),
-        examples=lambda: reading.examples(data, choice, layout),
         metrics=(
             metrics.mean("exact match", f"{same}.", exact),
             metrics.mean("F1", f"{words}; 1 for none where there is none.", f1),
@@ -73,8 +71,7 @@ def squad_v2(
             ),
         ),
         stop=("\n",),
-        max_new_tokens=max_new_tokens,
-        raw_prompt=not chat,
+        **reading.asked(data, choice, layout),
     )
 
 
@@ -98,7 +95,6 @@ def triviaqa(
       UserError: a knob is not what it should be.
     """
     choice = reading.Choice(path, limit, max_new_tokens, chat, shots, shots_path)
-    choice.check("triviaqa")
     repository = "mandarjoshi/trivia_qa"
     asked, shown = (hub.Source(repository, "rc.nocontext", split, hub.trivia) for split in ("validation", "train"))
     data = reading.Data("triviaqa", {"question": reading.TEXT, "answers": reading.TEXTS}, asked, shown)
@@ -114,11 +110,9 @@ def triviaqa(
     return Task(
         name="triviaqa",
         source=f"Prompt, stops and exact match of task triviaqa, version 3, in {HARNESS}{_added(shots)}.",
-        examples=lambda: reading.examples(data, choice, layout),
         metrics=(metrics.mean("exact match", same, exact), _f1("answers")),
         stop=_ENDS,
-        max_new_tokens=max_new_tokens,
-        raw_prompt=not chat,
+        **reading.asked(data, choice, layout),
     )
 
 
@@ -142,7 +136,6 @@ def nq_open(
       UserError: a knob is not what it should be.
     """
     choice = reading.Choice(path, limit, max_new_tokens, chat, shots, shots_path)
-    choice.check("nq_open")
     rows, repository = hub.kept("question", "answer"), "google-research-datasets/nq_open"
     asked, shown = (hub.Source(repository, None, split, rows) for split in ("validation", "train"))
     data = reading.Data("nq_open", {"question": reading.TEXT, "answer": reading.TEXTS}, asked, shown)
@@ -163,11 +156,9 @@ def nq_open(
     return Task(
         name="nq_open",
         source=f"Prompt, stops and exact match of task nq_open, version 4, in {HARNESS}{_added(shots)}.",
-        examples=lambda: reading.examples(data, choice, layout),
         metrics=(metrics.mean("exact match", same, exact), _f1("answer")),
         stop=_ENDS,
-        max_new_tokens=max_new_tokens,
-        raw_prompt=not chat,
+        **reading.asked(data, choice, layout),
     )
 
 
@@ -191,7 +182,6 @@ def webquestions(
       UserError: a knob is not what it should be.
     """
     choice = reading.Choice(path, limit, max_new_tokens, chat, shots, shots_path)
-    choice.check("webquestions")
     rows = hub.kept("question", "answers")
     asked, shown = (hub.Source("stanfordnlp/web_questions", None, split, rows) for split in ("test", "train"))
     data = reading.Data("webquestions", {"question": reading.TEXT, "answers": reading.TEXTS}, asked, shown)
@@ -205,14 +195,12 @@ def webquestions(
             f"Prompt of task webqs, version 2, in {HARNESS}, which asks whether a reference is what the model would "
             "write next, where we let it write, up to the stops of triviaqa, and compare; F1 is added."
         ),
-        examples=lambda: reading.examples(data, choice, layout),
         metrics=(
             metrics.mean("exact match", same, lambda record, text: answers.exact(text, record["answers"])),
             _f1("answers"),
         ),
         stop=_ENDS,
-        max_new_tokens=max_new_tokens,
-        raw_prompt=not chat,
+        **reading.asked(data, choice, layout),
     )
 
 

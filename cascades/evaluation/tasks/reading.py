@@ -76,6 +76,18 @@ class Choice(NamedTuple):
         checks.whole(f"{factory}.shots", self.shots, 0, _LONGEST)
 
 
+def asked(
+    data: Data, choice: Choice, layout: Layout, shown: Callable[[dict[str, Any]], bool] = lambda _: True
+) -> dict[str, Any]:
+    """Returns the fields of a `Task` that follow from what a user chose, which is checked; see `examples`."""
+    choice.check(data.factory)
+    return {
+        "examples": lambda: examples(data, choice, layout, shown),
+        "max_new_tokens": choice.max_new_tokens,
+        "raw_prompt": not choice.chat,
+    }
+
+
 def examples(
     data: Data, choice: Choice, layout: Layout, shown: Callable[[dict[str, Any]], bool] = lambda _: True
 ) -> list[Example]:

@@ -104,7 +104,6 @@ def _summaries(
     usual: str,
     stop: tuple[str, ...],
 ) -> Task:
-    choice.check(data.factory)
     checks.one_of(f"{data.factory}.split", split, hub.SPLITS)
     if words is not None:
         checks.whole(f"{data.factory}.words", words, 1)
@@ -121,11 +120,9 @@ def _summaries(
     return Task(
         name=name,
         source=f"{whose}{own}{cut}; {_ROUGE}, times 100.",
-        examples=lambda: reading.examples(data, choice, layout),
         metrics=tuple(metrics.rouge(kind, reference) for kind in ("2", "1", "L")),
         stop=stop,
-        max_new_tokens=choice.max_new_tokens,
-        raw_prompt=not choice.chat,
+        **reading.asked(data, choice, layout),
     )
 
 

@@ -140,7 +140,6 @@ def _translation(
     usual: str,
     stop: tuple[str, ...],
 ) -> Task:
-    choice.check(data.factory)
     if template is not None and (not isinstance(template, str) or _PLACE not in template):
         raise UserError(
             f"{data.factory}.template must be a text with {_PLACE} where the sentence stands, not {template!r}"
@@ -155,9 +154,7 @@ def _translation(
     return Task(
         name=name,
         source=f"{whose}{own}{first}.",
-        examples=lambda: reading.examples(data, choice, layout),
         metrics=(metrics.bleu(reference, "zh" if target == "zh" else "13a"), metrics.chrf(reference)),
         stop=stop,
-        max_new_tokens=choice.max_new_tokens,
-        raw_prompt=not choice.chat,
+        **reading.asked(data, choice, layout),
     )
