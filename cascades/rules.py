@@ -14,6 +14,7 @@ numbers as in the authors' notebook, where alpha is called `lenience`); Leviatha
 import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -156,15 +157,28 @@ def typical(pair: Pair, alpha: Float[Array, "*b"], delta: float | None = None) -
 
 
 def cactus(pair: Pair, alpha: Float[Array, "*b"]) -> Target:
-    """Cactus: accept with min(1, h / q), h = min(1, p + sqrt(2 alpha p (1 - p))), residual norm(max(0, h - q)).
+    """Cactus: a draft n is judged against a law h_n that is p with more on n, and so much less on all others.
 
-    alpha bounds how far from p the law of a token may be (the paper's delta), from 0 (lossless) to inf. Greedy rows are
+    h_n(n) = min(1, p(n) + sqrt(2 alpha p(n) (1 - p(n)))) and h_n(v) = p(v) (1 - h_n(n)) / (1 - p(n)): accept with
+    min(1, h_n(n) / q(n)), residual norm(max(0, h_n - q)). pi is the law that comes of it, over all n. Two sorts of the
+    vocabulary make it slower than the other rules.
+
+    alpha bounds the divergence of each h_n from p (the paper's delta), from 0 (lossless) to inf. Greedy rows are
     lossless at any alpha, as their p is 0 or 1.
     """
-    spread = 2.0 * pair.p * (1.0 - pair.p)
+    p, q = pair.p, pair.q
+    spread = 2.0 * p * (1.0 - p)
     spread = jnp.where(spread > 0, alpha[..., None] * spread, 0.0)  # an infinite alpha times 0 would be NaN
-    h = jnp.minimum(pair.p + jnp.sqrt(spread), 1.0)
-    return _corrected(pair, jnp.minimum(pair.q, h), jnp.maximum(h - pair.q, 0.0))
+    h = jnp.minimum(p + jnp.sqrt(spread), 1.0)
+    rejected = jnp.maximum(q - h, 0.0)
+    # Where n is rejected, v is left max(0, scale p(v) - q(v)), which is above 0 where q(v) / p(v) is below scale.
+    scale = jnp.where(p < 1.0, (1.0 - h) / jnp.where(p < 1.0, 1.0 - p, 1.0), 0.0)
+    ratio = jnp.where(p > 0, q / jnp.where(p > 0, p, 1.0), jnp.inf)
+    of_p, of_q = _summed_below(ratio, scale, p, q)
+    left = scale * of_p - of_q  # at least what was rejected, as n itself is left nothing
+    weight = jnp.where(rejected > 0, rejected / jnp.maximum(left, rejected), 0.0)
+    of_scale, of_weight = _summed_below(-scale, -ratio, weight * scale, weight)
+    return _corrected(pair, jnp.minimum(q, h), jnp.maximum(p * of_scale - q * of_weight, 0.0))
 
 
 ALPHA_RANGE: dict[Callable, tuple[float, float]] = {
@@ -222,6 +236,18 @@ def _corrected(pair: Pair, kept: Float[Array, "*b v"], rest: Float[Array, "*b v"
     mass = jnp.sum(rest, axis=-1, keepdims=True)
     rest = jnp.where(mass > 0, rest / jnp.where(mass > 0, mass, 1.0), pair.p)
     return Target(kept + rejected[..., None] * rest, rejected)
+
+
+def _summed_below(
+    keys: Float[Array, "*b v"], bounds: Float[Array, "*b v"], *values: Float[Array, "*b v"]
+) -> list[Float[Array, "*b v"]]:
+    """For each bound the sums of the values whose keys are below it."""
+    order = jnp.argsort(keys, axis=-1)
+    search = jnp.vectorize(partial(jnp.searchsorted, side="left"), signature="(v),(v)->(v)")
+    count = search(jnp.take_along_axis(keys, order, axis=-1), bounds)
+    sums = (jnp.cumsum(jnp.take_along_axis(each, order, axis=-1), axis=-1) for each in values)
+    last = jnp.maximum(count - 1, 0)
+    return [jnp.where(count > 0, jnp.take_along_axis(each, last, axis=-1), 0.0) for each in sums]
 
 
 def _token(pair: Pair, acceptable: Bool[Array, "*b v"]) -> Target:

@@ -84,11 +84,7 @@ def target(rule: str, d: Pair, alpha: float, beta: float = 1.0):
     if defer is not None:
         return d.p if defer else d.q
     if rule == "cactus":
-        bound = [min(1.0, p + np.sqrt(2 * alpha * p * (1 - p))) for p in d.p]
-        accept = [1.0 if q == 0 else min(1.0, h / q) for h, q in zip(bound, d.q, strict=True)]
-        rest = np.maximum(0, bound - d.q)
-        rest = rest / rest.sum() if rest.sum() > 0 else d.p
-        return d.q * accept + (1 - np.sum(d.q * accept)) * rest
+        return cactus(d, alpha)
     if rule == "lossy":
         accept = np.ones_like(d.q)
         for v in range(len(d.q)):
@@ -104,6 +100,23 @@ def target(rule: str, d: Pair, alpha: float, beta: float = 1.0):
         "typical": d.p_raw > min(1 - alpha, np.sqrt(1 - alpha) * np.exp(-entropy(d.p_raw))),
     }[rule]
     return d.q * kept + d.q[~kept].sum() * d.p
+
+
+def cactus(d: Pair, alpha: float):
+    """The law of Cactus, draft by draft, as its authors' sampler has it."""
+    pi = np.zeros_like(d.p)
+    for n, q in enumerate(d.q):
+        inside = d.p[n] * (1 - d.p[n])
+        h = min(1.0, d.p[n] + np.sqrt(2 * alpha * inside)) if inside > 0 else d.p[n]
+        if h >= q:
+            pi[n] += q
+            continue
+        judged = d.p * (1 - h) / (1 - d.p[n])
+        judged[n] = h
+        rest = np.maximum(0, judged - d.q)
+        pi[n] += h
+        pi += (q - h) * rest / rest.sum()
+    return pi
 
 
 def block_law(accepted, corrected, bonus, vocab_size: int, prompt: tuple[int, ...], length: int, k: int):
