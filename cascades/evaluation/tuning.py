@@ -1,14 +1,15 @@
 """Which settings hold a floor: candidates are halved on one part of the prompts, and certified on another.
 
 The search is successive halving (Jamieson and Talwalkar, 2016): few examples for all candidates, twice as many for the
-better half. What is left is tested in order, the safest first, each by a one-sided paired bootstrap at the stated
-confidence, until one fails: of such a sequence the chance that any setting is certified wrongly is no more than that of
-one test (Angelopoulos et al., "Learn then Test", arXiv 2110.01052, on fixed sequences). The order comes from the search
-alone, whose examples the test does not see.
+half that promises most. What is left is tested in order, the safest first, each by a one-sided paired bootstrap at the
+stated confidence, until one fails: of such a sequence the chance that any setting is certified wrongly is no more than
+that of one test (Angelopoulos et al., "Learn then Test", arXiv 2110.01052, on fixed sequences). The order comes from
+the search alone, whose examples the test does not see.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,23 +124,40 @@ def evidence(
     return Evidence(len(table), found, bound, reached, reached_alone, time, needed)
 
 
-def better(goal: Goal, candidates: Mapping[Any, Evidence]) -> list[Any]:
-    """Returns the half of the candidates that goes on: of those that may hold the goal, what is wanted most.
+def chance(each: Evidence, count: int, confidence: float) -> float:
+    """Returns how likely `count` other examples are to certify a candidate, as if means were normal."""
+    if not math.isfinite(each.bound):
+        return 0.0
+    level = NormalDist().inv_cdf(confidence)
+    error = (each.slack - each.bound) / level if level > 0 else 0.0
+    if error <= 0:
+        return float(each.slack >= 0)
+    theirs = error * math.sqrt(each.examples / count)
+    return NormalDist().cdf((each.slack - level * theirs) / math.hypot(error, theirs))
 
-    Those that may are no surer to fail than to hold it: their slack, and as much again as its bound lies below, is not
-    under 0. If none may, the nearest stay.
+
+def better(goal: Goal, candidates: Mapping[Any, Evidence], count: int, confidence: float) -> list[Any]:
+    """Returns the half of the candidates that goes on: those that promise most, and the likeliest to be certified.
+
+    A candidate promises what it would win over the least wanted one, times its `chance`: the fastest alone would all be
+    near the floor, and fail. Among equals those stay that miss the goal by least.
+
+    Args:
+      count: of the examples that certify. confidence: of that.
     """
     many = max(1, -(-len(candidates) // 2))
-    may = {name: each for name, each in candidates.items() if 2 * each.slack - each.bound >= 0}
-    if not may:
-        return sorted(candidates, key=lambda name: -candidates[name].slack)[:many]
-    return sorted(may, key=lambda name: _wanted(goal, may[name]))[:many]
+    least = max(_wanted(goal, each) for each in candidates.values())
+    chances = {name: chance(each, count, confidence) for name, each in candidates.items()}
+    promise = {name: chances[name] * (least - _wanted(goal, each)) for name, each in candidates.items()}
+    ranked = sorted(candidates, key=lambda name: (-promise[name], -candidates[name].slack))
+    safest = max(candidates, key=lambda name: (chances[name], candidates[name].slack, -_wanted(goal, candidates[name])))
+    return ranked[:many] if safest in ranked[:many] else [*ranked[: many - 1], safest]
 
 
-def order(candidates: Mapping[Any, Evidence]) -> list[Any]:
-    """Returns candidates in the order in which they are tested: those that hold the goal by most come first."""
+def order(candidates: Mapping[Any, Evidence], count: int, confidence: float) -> list[Any]:
+    """Returns candidates in the order in which they are tested: the likeliest to be certified first; see `better`."""
     may = [name for name, each in candidates.items() if each.slack >= 0]
-    return sorted(may, key=lambda name: -candidates[name].slack)
+    return sorted(may, key=lambda name: (-chance(candidates[name], count, confidence), -candidates[name].slack))
 
 
 def best(goal: Goal, certified: Mapping[Any, Evidence], searched: Mapping[Any, Evidence]) -> Any:

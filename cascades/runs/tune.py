@@ -177,8 +177,8 @@ def _search(
         found = judged(left, first[:size])
         searched |= found
         if size != sizes[-1]:
-            left = tuning.better(goal, found)
-    for point in tuning.order({point: searched[point] for point in left}):
+            left = tuning.better(goal, found, len(second), confidence)
+    for point in tuning.order({point: searched[point] for point in left}, len(second), confidence):
         certified |= judged([point], second)
         if not certified[point].holds:
             break
@@ -228,7 +228,9 @@ def _measured(folder: pathlib.Path, pair: LoadedPair, settings: Settings, err: C
 
 
 def _why(outcome: Outcome, goal: Goal, confidence: float) -> str:
-    nearest = max((outcome.certified or outcome.searched).values(), key=lambda each: each.slack)
+    known = (outcome.certified or outcome.searched).values()
+    most = max(each.examples for each in known)  # of those that were dropped early little is known
+    nearest = max((each for each in known if each.examples == most), key=lambda each: each.slack)
     what = f"no setting is certified to hold {goal} at a confidence of {confidence:g}"
     if outcome.certified and nearest.needed is not None and math.isfinite(nearest.needed):
         return (

@@ -90,11 +90,43 @@ def test_what_holds_it_is_mostly_certified_and_the_search_keeps_the_fastest():
         "faster": told(goal, wrong, base, calls=2),
         "middle": told(goal, base, base, calls=5),
     }
-    assert tuning.better(goal, candidates) == ["fast", "middle"]
-    assert tuning.better(goal, {"faster": candidates["faster"]}) == ["faster"]
-    assert tuning.order(candidates)[0] in ("slow", "fast", "middle") and "faster" not in tuning.order(candidates)
+    assert tuning.better(goal, candidates, 300, 0.95) == ["fast", "middle"]
+    assert tuning.better(goal, {"faster": candidates["faster"]}, 300, 0.95) == ["faster"]
+    order = tuning.order(candidates, 300, 0.95)
+    assert sorted(order) == ["fast", "middle", "slow"]
     assert tuning.best(goal, {name: candidates[name] for name in ("slow", "middle")}, candidates) == "middle"
     assert tuning.best(goal, {}, candidates) is None
+
+
+def test_a_safe_candidate_outlives_faster_ones_that_would_fail():
+    """Ten fast settings are just below the floor, which 80 examples cannot tell."""
+    goal, base = Goal(share=0.95), np.tile([1, 1, 1, 0], 20)
+    candidates = {}
+    for at in range(10):
+        own = base.copy()
+        own[at * 4 : at * 4 + 10 : 3] = 0  # three or four of sixty right answers
+        candidates[f"fast {at}"] = told(goal, own, base, calls=2)
+    candidates |= {"safe": told(goal, base, base, calls=6), "slow": told(goal, base, base, calls=10)}
+    chances = {name: tuning.chance(each, 300, 0.95) for name, each in candidates.items()}
+    assert chances["safe"] == chances["slow"] > max(chances[f"fast {at}"] for at in range(10))
+    left = tuning.better(goal, candidates, 300, 0.95)
+    assert len(left) == 6 and "safe" in left and "slow" not in left
+    assert tuning.order({name: candidates[name] for name in left}, 300, 0.95)[0] == "safe"
+
+
+@pytest.mark.parametrize("keeps", [0.97, 0.985])
+def test_the_chance_of_being_certified_is_about_what_it_is(keeps):
+    """By simulation, on average over searches: of a setting that keeps so many of the right answers."""
+    random, goal = np.random.default_rng(int(keeps * 1000)), Goal(share=0.95)
+    said, came = [], []
+    for _ in range(60):
+        parts = []
+        for many in (100, 300):
+            base = random.random(many) < 0.7
+            parts.append(told(goal, base & (random.random(many) < keeps), base))
+        said.append(tuning.chance(parts[0], 300, 0.95))
+        came.append(parts[1].holds)
+    assert abs(np.mean(said) - np.mean(came)) < 0.2
 
 
 def test_parts_do_not_overlap_and_stages_double():
