@@ -137,7 +137,7 @@ def chance(each: Evidence, count: int, confidence: float) -> float:
 
 
 def better(goal: Goal, candidates: Mapping[Any, Evidence], count: int, confidence: float) -> list[Any]:
-    """Returns the half of the candidates that goes on: those that promise most, and the likeliest to be certified.
+    """Returns the half of the candidates that goes on: those that promise most; and the likeliest to be certified.
 
     A candidate promises what it would win over the least wanted one, times its `chance`: the fastest alone would all be
     near the floor, and fail. Among equals those stay that miss the goal by least.
@@ -151,7 +151,7 @@ def better(goal: Goal, candidates: Mapping[Any, Evidence], count: int, confidenc
     promise = {name: chances[name] * (least - _wanted(goal, each)) for name, each in candidates.items()}
     ranked = sorted(candidates, key=lambda name: (-promise[name], -candidates[name].slack))
     safest = max(candidates, key=lambda name: (chances[name], candidates[name].slack, -_wanted(goal, candidates[name])))
-    return ranked[:many] if safest in ranked[:many] else [*ranked[: many - 1], safest]
+    return ranked[:many] if safest in ranked[:many] else [*ranked[:many], safest]
 
 
 def order(candidates: Mapping[Any, Evidence], count: int, confidence: float) -> list[Any]:
